@@ -1,0 +1,1 @@
+"""The seven stages of the pipeline, one module each, and the rooms that they call."""

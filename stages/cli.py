@@ -1,0 +1,89 @@
+"""What all stages share on the command line: errors of one line, warnings, progress, and how a stage is started."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """Something that a user can mend. The message says where, what was found and what to do.
+
+    It ends a stage in that message and exit code 2. Every other exception is a fault of ours and keeps its traceback.
+    """
+
+
+def warn(message: str) -> None:
+    """Print one line of warning; control characters in it (from a file's name, say) are shown escaped."""
+    print(f"warning: {printable(message)}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Return the text with line breaks and control characters escaped, so that it stays one harmless line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def guard(function: Callable[[], Any]) -> NoReturn:
+    """Call a function and leave the program: 0 when it returns, 2 and one line for what a user can mend."""
+    try:
+        function()
+    except UserError as error:
+        print("\n".join(printable(line) for line in str(error).split("\n")), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; nothing half written was kept, run again to go on", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(0)
+
+
+def run_stage(stage: Callable[..., None], level: str | None = None) -> NoReturn:
+    """Run a stage as a program.
+
+    With a level ("runs", say) the command line names one entry of params.yaml, and the stage is called with its name
+    and entry; without one it is called with all of params.yaml.
+    """
+
+    def start() -> None:
+        from stages.params import read_params
+
+        command = f"python -m stages.{stage.__name__}"
+        arguments = sys.argv[1:]
+        if level is None:
+            if arguments:
+                raise UserError(f"{command} takes no arguments, got: {' '.join(arguments)}")
+            stage(read_params())
+            return
+        if len(arguments) != 1:
+            raise UserError(f"usage: {command} NAME, where NAME is a key of {level} in params.yaml")
+        params = read_params()
+        stage(arguments[0], params.entry(level, arguments[0]))
+
+    guard(start)
+
+
+def progress(items: Iterable[T], total: int, unit: str, size: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
+    """Yield the items while a line on the terminal tells how many are done, how fast, and how long is left.
+
+    Says nothing where standard error is no terminal. `size` tells how many units an item counts for.
+    """
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rate = TextColumn(f"{{task.fields[rate]}} {unit}s/s")
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(f"{unit}s"), rate, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task, start, done = bar.add_task(unit, total=total, rate="?"), time.monotonic(), 0
+        for item in items:
+            yield item
+            done += size(item)
+            bar.update(task, completed=done, rate=f"{done / max(time.monotonic() - start, 1e-9):,.0f}")

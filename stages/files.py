@@ -1,0 +1,133 @@
+"""Where the stages keep their files, and how they are written: under a temporary name first, then renamed.
+
+A reader therefore finds a whole file or none, whatever moment a writer was killed at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.cli import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DATA = Path("data")
+RAW = DATA / "raw"
+PREPARED = DATA / "prepared"
+FEATURES = DATA / "features"
+MODELS = DATA / "models"
+EVALUATIONS = DATA / "evaluations"
+COSTS = DATA / "costs"
+REPORTS = Path("reports")
+
+
+def hash_bytes(content: bytes) -> str:
+    """Return the sha256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hexadecimal, reading it piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """Return the sha256 of a value as JSON; the order of keys does not matter."""
+    return hash_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to, and rename it to `path` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give an empty temporary folder beside `path`, and put it in the place of `path` when the block ends well.
+
+    What a killed process left there under a temporary name is removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in path.parent.glob(f".{path.name}.tmp-*"):
+        if not _is_running(int(left_over.name.rpartition("-")[2])):
+            shutil.rmtree(left_over)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as UTF-8, whole or not at all."""
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a dictionary as indented JSON in the order of its keys; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that a stage has written; raises UserError when it is not there."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there: run `dvc repro`, or `dvc pull` what another clone has computed") from None
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table as Parquet; equal tables give equal bytes (with one version of pyarrow)."""
+    import pyarrow.parquet as pq
+
+    with new_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file that a stage has written; raises UserError when it is not there."""
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, columns=columns)
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there: run `dvc repro`, or `dvc pull` what another clone has computed") from None
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put a file's bytes at `target` too: as a hard link where the file system can, else as a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

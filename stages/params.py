@@ -1,0 +1,449 @@
+"""The levels of params.yaml, what each key means, and the strict base of every entry.
+
+    python -m stages.params            check params.yaml, and say everything that is wrong with it
+    python -m stages.params --keys     every key with its type, default and meaning, as Markdown
+
+An entry of `downloads` is described by the file of its `source` in stages/sources/, a run's `transfer` by the file of
+its `kind` in stages/transfers/: each holds a class `Params`. The rest is described here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from stages.cli import UserError, guard
+
+KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+T = TypeVar("T")
+OneOrMany = Annotated[list[T], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1)]
+"""A value, or a list of values to choose from or to put together; always read as a list."""
+
+SYMMETRIES = ("identity", "flip", "flip_vertical", "turn180", "turn90", "turn270", "transpose", "transverse")
+View = Literal[
+    "identity", "flip", "flip_vertical", "turn180", "turn90", "turn270", "transpose", "transverse", "symmetries"
+]
+
+
+class Entry(BaseModel, extra="forbid", strict=True, frozen=True):
+    """One entry of params.yaml: no unknown key, no silent conversion, no change after reading."""
+
+
+class Download(Entry):
+    """What every source of images or weights has; each file in stages/sources/ adds its own keys."""
+
+    source: str = Field(description="where it comes from: the name of a file in stages/sources/")
+    path: str = Field(
+        description="what DVC watches for a change: the folder or file, or requirements.lock for what a package brings"
+    )
+
+
+class Label(Entry):
+    """Where an image's class comes from."""
+
+    column: str = Field("class", description="column of the source that holds the class, or a number")
+    threshold: float | None = Field(
+        None, description="makes two classes of a number: below the threshold, and at least the threshold"
+    )
+
+
+class Split(Entry):
+    """How the samples are divided into training, validation and test."""
+
+    test: float = Field(0.25, gt=0, lt=1, description="share of the samples in the test part")
+    validation: float = Field(0.15, gt=0, lt=1, description="share of all samples in the validation part")
+    column: str | None = Field(
+        None, description="column with the split that the source brings (train, validation, test), used as it is"
+    )
+    stratify: list[str] = Field(
+        [], description="columns whose values are spread evenly over the parts; the label when the list is empty"
+    )
+    repeats: int = Field(
+        1, ge=1, description="how many splits; the test parts rotate, so repeats times test is a whole number, or 1"
+    )
+    seed: int = Field(0, ge=0, description="seed of the split")
+
+    @model_validator(mode="after")
+    def _check(self) -> Split:
+        if self.test + self.validation >= 1:
+            raise ValueError(f"test {self.test:g} and validation {self.validation:g} leave nothing to train on")
+        if self.column is not None and self.repeats != 1:
+            raise ValueError("a split that the source brings has one repeat, it cannot rotate")
+        if self.repeats != 1 and not _is_whole(self.repeats * self.test):
+            good = [n for n in range(2, 101) if _is_whole(n * self.test)]
+            near = sorted(sorted(good, key=lambda n: abs(n - self.repeats))[:2])
+            hint = f"use 1 or {' or '.join(map(str, near))}" if near else "use 1"
+            raise ValueError(
+                f"repeats {self.repeats} times test {self.test:g} is not a whole number, so that images would be "
+                f"tested unequally often: {hint}"
+            )
+        return self
+
+
+def _is_whole(value: float) -> bool:
+    return round(value) >= 1 and abs(value - round(value)) < 1e-6
+
+
+class Dataset(Entry):
+    """Labels, groups and splits over the images of one download."""
+
+    images: str = Field(description="key of the download that brings the images")
+    label: Label = Field(Label(), description="where the class comes from")
+    group: str | None = Field(
+        None, description="column whose values (a module, a patient, a day) are never on two sides of a split"
+    )
+    split: Split = Field(Split(), description="training, validation and test")
+
+
+class Features(Entry):
+    """Activations of a frozen backbone for every image of one download."""
+
+    images: str = Field(description="key of the download that brings the images")
+    backbone: str = Field(
+        pattern=r"^raw/[A-Za-z][A-Za-z0-9_-]*$", description="raw/ and the key of the download that brings the weights"
+    )
+    image_size: OneOrMany[Annotated[int, Field(ge=8, le=2048)]] = Field(
+        description="side of the square that the network sees, in pixels; several are concatenated (cut: pooled)"
+    )
+    resize: Literal["crop", "stretch"] = Field(
+        "crop", description="make it square by cutting off the longer side at both ends, or by stretching"
+    )
+    cut: str = Field(
+        "pooled",
+        description="the module whose output is stored; pooled is what the last linear layer reads, image the pixels",
+    )
+    layers: list[str] = Field(
+        [], description="with cut pooled: modules whose averaged outputs are concatenated, pooled among them"
+    )
+    views: list[View] = Field(
+        ["identity"], min_length=1, description="what is stored of each image; symmetries stands for all eight"
+    )
+    dtype: Literal["float32", "float16"] = Field("float32", description="number format on disk")
+    logits: bool = Field(False, description="store the source classifier's outputs, too")
+
+    @model_validator(mode="after")
+    def _check(self) -> Features:
+        if self.cut != "pooled" and (self.layers or len(self.image_size) > 1):
+            raise ValueError("several layers or sizes can only be put together with cut: pooled")
+        for name, values in (("layers", self.layers), ("image_size", self.image_size), ("views", self.all_views)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} names something twice")
+        if self.all_views[0] != "identity":
+            raise ValueError("views begin with identity, the image as it is")
+        return self
+
+    @property
+    def all_views(self) -> list[str]:
+        """The views with `symmetries` written out."""
+        return [v for view in self.views for v in (SYMMETRIES if view == "symmetries" else (view,))]
+
+    @property
+    def all_layers(self) -> list[str]:
+        """The layers whose pooled outputs are stored, or the one cut."""
+        return self.layers or [self.cut]
+
+
+class Transfer(Entry):
+    """What every transfer has; each file in stages/transfers/ adds its own keys."""
+
+    kind: str = Field(description="the method: the name of a file in stages/transfers/")
+
+
+class Run(Entry):
+    """One transfer on one data set and one set of features."""
+
+    dataset: str = Field(description="key of the data set")
+    features: str = Field(description="key of the features")
+    transfer: Any = Field(description="the method (kind) and its keys")
+    repeats: int | None = Field(None, ge=1, description="use only so many of the data set's repeats")
+    seed: int = Field(0, ge=0, description="seed of the training")
+    final: bool = Field(False, description="also train a model on all samples; it is not scored")
+
+
+class Compare(Entry):
+    """How the runs are compared."""
+
+    references: dict[str, str] = Field(
+        {}, description="for a data set the run that all others are compared with; its first plain linear probe if not named"
+    )
+
+
+class Params(Entry):
+    """All of params.yaml."""
+
+    downloads: dict[str, Any] = Field(description="images and weights, each entry a source")
+    datasets: dict[str, Dataset] = Field(description="labels, groups and splits")
+    features: dict[str, Features] = Field(description="what frozen backbones make of the images")
+    runs: dict[str, Run] = Field(description="what is trained, scored and compared")
+    compare: Compare = Field(description="how the runs are compared")
+
+    def entry(self, level: str, name: str) -> Any:
+        """Return an entry; raises UserError with the nearest names when there is none."""
+        entries: dict[str, Any] = getattr(self, level)
+        if name not in entries:
+            raise UserError(f"params.yaml: {level}.{name} is not there; {suggest(name, entries)}")
+        return entries[name]
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Say which known name is nearest to a wrong one, or which there are."""
+    known = list(known)
+    near = get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
+
+
+def kinds(room: str) -> list[str]:
+    """Return the names of the files in a room (stages/transfers, stages/sources) that hold a class `Params`."""
+    folder = Path(__file__).parent / room
+    return sorted(
+        p.stem for p in folder.glob("*.py") if not p.stem.startswith("_") and "class Params(" in p.read_text("utf-8")
+    )
+
+
+def kind_module(room: str, kind: str) -> ModuleType:
+    """Import stages/<room>/<kind>.py."""
+    return importlib.import_module(f"stages.{room}.{kind}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file as DVC does (YAML 1.2, no double keys); raises UserError."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there: run the command in the project's root") from None
+    except MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: {(error.problem or str(error)).splitlines()[0]}") from None
+    except (YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {(str(error).splitlines() or ['cannot be read'])[0]}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: the file holds no levels; see docs/params.md")
+    return content
+
+
+def read_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check all of params.yaml; raises one UserError that tells every problem, a line each."""
+    content = read_yaml(path)
+    problems: list[str] = []
+    params = _validate(Params, content, (), problems)
+    for level in ("downloads", "datasets", "features", "runs"):
+        names = content.get(level)
+        problems += [
+            f"params.yaml: {level}.{name} is no good name: a letter, then letters, digits, dash, underscore"
+            for name in (names if isinstance(names, dict) else ())
+            if not isinstance(name, str) or not KEY.fullmatch(name)
+        ]
+    downloads = _by_kind(content.get("downloads"), "sources", "source", lambda name: ("downloads", name), problems)
+    transfers = _by_kind(
+        {k: v.get("transfer") for k, v in _dictionaries(content.get("runs")) if "transfer" in v},
+        "transfers",
+        "kind",
+        lambda name: ("runs", name, "transfer"),
+        problems,
+    )
+    if params is None or problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    runs = {k: run.model_copy(update={"transfer": transfers[k]}) for k, run in params.runs.items()}
+    params = params.model_copy(update={"downloads": downloads, "runs": runs})
+    problems = list(_wrong_references(params))
+    if problems:
+        raise UserError("\n".join(problems))
+    return params
+
+
+def _dictionaries(level: Any) -> list[tuple[str, dict[str, Any]]]:
+    return [(k, v) for k, v in level.items() if isinstance(v, dict)] if isinstance(level, dict) else []
+
+
+def _by_kind(entries: Any, room: str, key: str, where: Any, problems: list[str]) -> dict[str, Any]:
+    """Validate entries that a file of a room describes, each by the class Params of the file that `key` names."""
+    known, result = kinds(room), {}
+    for name, entry in entries.items() if isinstance(entries, dict) else ():
+        loc = where(name)
+        if not isinstance(entry, dict):
+            problems.append(f"params.yaml: {'.'.join(map(str, loc))} is {entry!r}: it needs keys, {key} among them")
+        elif key not in entry:
+            problems.append(f"params.yaml: {'.'.join(map(str, (*loc, key)))} is missing; known: {', '.join(known)}")
+        elif entry[key] not in known:
+            hint = suggest(str(entry[key]), known)
+            problems.append(f"params.yaml: {'.'.join(map(str, (*loc, key)))} is {entry[key]!r}, which is none; {hint}")
+        else:
+            result[name] = _validate(kind_module(room, entry[key]).Params, entry, loc, problems)
+    return result
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def _validate(
+    model: type[ModelT], content: Any, where: tuple[str, ...], problems: list[str]
+) -> ModelT | None:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        problems += [explain({**e, "loc": (*where, *e["loc"])}, model, content, where) for e in error.errors()]
+        return None
+
+
+def explain(error: ErrorDetails, model: type[BaseModel], content: Any, where: tuple[str, ...] = ()) -> str:
+    """Say in one line where the mistake is, what stands there and what may stand there."""
+    loc = _readable(error["loc"], content, len(where))
+    place = "params.yaml: " + ".".join(map(str, loc)) if loc else "params.yaml"
+    if error["type"] == "missing":
+        return f"{place} is missing"
+    if error["type"] == "extra_forbidden":
+        return f"{place} is not a key; {suggest(str(loc[-1]), _known_keys(model, loc[len(where) : -1]))}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{place}: {message}"
+    shown = repr(error["input"])
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return f"{place} is {shown}: {message[0].lower()}{message[1:]}"
+
+
+def _readable(loc: tuple[int | str, ...], content: Any, skip: int) -> tuple[int | str, ...]:
+    """Keep of pydantic's location what stands in the file: no names of alternatives, no index of a lone value."""
+    kept: list[int | str] = list(loc[:skip])
+    for part in loc[skip:]:
+        if isinstance(content, dict):
+            kept.append(part)
+            content = content.get(part)
+        elif isinstance(content, list) and isinstance(part, int):
+            kept.append(part)
+            content = content[part] if part < len(content) else None
+    return tuple(kept)
+
+
+def _known_keys(model: Any, path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[part].annotation if _is_model(model) and part in model.model_fields else model
+        inner = [a for a in (annotation, *typing.get_args(annotation)) if _is_model(a)]
+        model = inner[0] if inner else annotation
+    return list(model.model_fields) if _is_model(model) else []
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseModel)
+
+
+def _wrong_references(params: Params) -> Iterator[str]:
+    """Tell every name in params.yaml that stands for nothing, or for something of the wrong sort."""
+    weights = [k for k, d in params.downloads.items() if d.source == "weights"]
+    images = [k for k in params.downloads if k not in weights]
+    for level, entries in (("datasets", params.datasets), ("features", params.features)):
+        for name, entry in typing.cast("Mapping[str, Dataset | Features]", entries).items():
+            yield from _wrong(f"{level}.{name}.images", entry.images, images, "brings no images")
+    for name, features in params.features.items():
+        yield from _wrong(
+            f"features.{name}.backbone", features.backbone, [f"raw/{k}" for k in weights], "brings no weights"
+        )
+    for name, run in params.runs.items():
+        yield from _wrong(f"runs.{name}.dataset", run.dataset, params.datasets, "is no data set")
+        yield from _wrong(f"runs.{name}.features", run.features, params.features, "is none of the features")
+        if run.dataset not in params.datasets or run.features not in params.features:
+            continue
+        dataset, features = params.datasets[run.dataset], params.features[run.features]
+        if dataset.images != features.images:
+            yield (
+                f"params.yaml: runs.{name} brings together {run.dataset} of the images {dataset.images} and "
+                f"{run.features} of the images {features.images}; both must be of the same images"
+            )
+        if run.repeats is not None and run.repeats > dataset.split.repeats:
+            yield (
+                f"params.yaml: runs.{name}.repeats is {run.repeats}: {run.dataset} has {dataset.split.repeats}"
+            )
+    for dataset_name, run_name in params.compare.references.items():
+        place = f"compare.references.{dataset_name}"
+        yield from _wrong(place, dataset_name, params.datasets, "is no data set")
+        of_dataset = [k for k, run in params.runs.items() if run.dataset == dataset_name]
+        yield from _wrong(place, run_name, of_dataset, f"is no run of {dataset_name}")
+
+
+def _wrong(place: str, name: str, known: Iterable[str], what: str) -> Iterator[str]:
+    known = list(known)
+    if name not in known:
+        yield f"params.yaml: {place}: {name} {what}; {suggest(name, known)}"
+
+
+def key_table() -> str:
+    """Return every key of params.yaml with type, default and meaning as Markdown; docs/params.md holds it."""
+    sections: list[tuple[str, type[BaseModel]]] = [("The levels", Params)]
+    sections += [(f"`downloads`, source: {k}", kind_module("sources", k).Params) for k in kinds("sources")]
+    sections += [("`datasets`", Dataset), ("`features`", Features), ("`runs`", Run)]
+    sections += [(f"`transfer`, kind: {k}", kind_module("transfers", k).Params) for k in kinds("transfers")]
+    sections += [("`compare`", Compare)]
+    lines: list[str] = []
+    for title, model in sections:
+        lines += [f"## {title}", "", *_introduction(model), "| key | type | default | meaning |", "|---|---|---|---|"]
+        lines += [f"| `{k}` | {t} | {d} | {m} |" for k, t, d, m in _rows(model, "")]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _introduction(model: type[BaseModel]) -> list[str]:
+    of_a_kind = model.__name__ == "Params" and model is not Params
+    text = sys.modules[model.__module__].__doc__ if of_a_kind else model.__doc__
+    return [(text or "").strip().splitlines()[0], ""]
+
+
+def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    for name, field in model.model_fields.items():
+        if _is_model(field.annotation):
+            yield from _rows(typing.cast("type[BaseModel]", field.annotation), f"{prefix}{name}.")
+        else:
+            default = "required" if field.is_required() else f"`{_shown(field.default)}`"
+            meaning = field.description or ""
+            yield f"{prefix}{name}", _type_name(field.annotation), default, meaning
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _type_name(annotation: Any) -> str:
+    names = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "keys"}
+    if annotation in names:
+        return names[annotation]
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _type_name(arguments[0])
+    if origin is Literal:
+        return ", ".join(f"`{_shown(a)}`" for a in arguments)
+    if origin is list:
+        return f"list of: {_type_name(arguments[0])}"
+    if origin is dict:
+        return f"name: {_type_name(arguments[1])}"
+    if arguments:
+        return " or ".join(_type_name(a) for a in arguments)
+    return "keys" if _is_model(annotation) else getattr(annotation, "__name__", str(annotation))
+
+
+def main() -> None:
+    """Check params.yaml, or print the table of keys."""
+    if sys.argv[1:] == ["--keys"]:
+        print(key_table(), end="")
+    elif sys.argv[1:]:
+        raise UserError("usage: python -m stages.params [--keys]")
+    else:
+        read_params()
+
+
+if __name__ == "__main__":
+    guard(main)
