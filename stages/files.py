@@ -73,7 +73,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield temporary
         if path.exists():
             shutil.rmtree(path)
-        os.rename(temporary, path)
+        temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -104,7 +104,14 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is not there: run `dvc repro`, or `dvc pull` what another clone has computed") from None
+        raise UserError(
+            f"{path} is not there: run `dvc repro`, or `dvc pull` what another clone has computed"
+        ) from None
+
+
+def missing(path: Path) -> UserError:
+    """Return the error for a file of an earlier stage that is not there."""
+    return UserError(f"{path} is not there: run `dvc repro`, or `dvc pull` what another clone has computed")
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -122,7 +129,9 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns)
     except FileNotFoundError:
-        raise UserError(f"{path} is not there: run `dvc repro`, or `dvc pull` what another clone has computed") from None
+        raise UserError(
+            f"{path} is not there: run `dvc repro`, or `dvc pull` what another clone has computed"
+        ) from None
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -174,7 +174,8 @@ class Compare(Entry):
     """How the runs are compared."""
 
     references: dict[str, str] = Field(
-        {}, description="for a data set the run that all others are compared with; its first plain linear probe if not named"
+        {},
+        description="for a data set the run that others are compared with; its first plain linear probe if not named",
     )
 
 
@@ -288,9 +289,7 @@ def _by_kind(entries: Any, room: str, key: str, where: Any, problems: list[str])
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-def _validate(
-    model: type[ModelT], content: Any, where: tuple[str, ...], problems: list[str]
-) -> ModelT | None:
+def _validate(model: type[ModelT], content: Any, where: tuple[str, ...], problems: list[str]) -> ModelT | None:
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -362,9 +361,7 @@ def _wrong_references(params: Params) -> Iterator[str]:
                 f"{run.features} of the images {features.images}; both must be of the same images"
             )
         if run.repeats is not None and run.repeats > dataset.split.repeats:
-            yield (
-                f"params.yaml: runs.{name}.repeats is {run.repeats}: {run.dataset} has {dataset.split.repeats}"
-            )
+            yield (f"params.yaml: runs.{name}.repeats is {run.repeats}: {run.dataset} has {dataset.split.repeats}")
     for dataset_name, run_name in params.compare.references.items():
         place = f"compare.references.{dataset_name}"
         yield from _wrong(place, dataset_name, params.datasets, "is no data set")
