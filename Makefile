@@ -1,0 +1,56 @@
+# Every step of CI is a target here. `make help` lists them.
+VENV ?= .venv
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3 python3.14,$(if $(shell $(p) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null | grep True),$(p))))
+STAMP := $(VENV)/.installed-$(shell cksum < requirements.lock | cut -d' ' -f1)
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := 1
+.DEFAULT_GOAL := help
+.PHONY: help install run ui publish predict test check bench keys lock clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+install: $(STAMP)  ## make the environment in .venv, with the versions of requirements.lock
+
+$(STAMP):
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is missing: install it, or name it: make PYTHON=/path/to/python" >&2; exit 2; }
+	@command -v git >/dev/null || { echo "git is missing: install it; DVC keeps versions with it" >&2; exit 2; }
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "this folder is no git clone: run \`git init\`, or clone the repository" >&2; exit 2; }
+	@$(PYTHON) -m venv --help >/dev/null 2>&1 || { echo "Python's venv is missing: install it (Debian: python3-venv)" >&2; exit 2; }
+	@echo "making the environment in $(VENV): some minutes, once"
+	@rm -f $(VENV)/.installed-*
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock || { echo "the installation failed: is a Python package index reachable?" >&2; exit 2; }
+	@touch $@
+
+run: $(STAMP)  ## run the whole pipeline, then print the leaderboard
+	@python -m stages.params
+	@dvc repro
+	@python -m stages.scoring.leaderboard
+
+ui: $(STAMP)  ## open the MLflow UI (PORT=5000)
+	@python -m stages.tracking.ui
+
+publish: $(STAMP)  ## put into MLflow what a dead server kept out
+	@python -m stages.publish --strict
+
+test: $(STAMP)  ## run every test
+	@python -m pytest
+
+check: $(STAMP)  ## format, lint and types
+	@ruff format --check --quiet . || { echo "not formatted: run \`ruff format .\`" >&2; exit 1; }
+	@ruff check --quiet .
+	@mypy
+
+bench: $(STAMP)  ## measure what docs/benchmarks.md says
+	@python -m tests.benchmarks.extract
+
+keys: $(STAMP)  ## print every key of params.yaml, and renew docs/params.md
+	@python -m stages.params --keys | tee docs/params.md
+
+lock: $(STAMP)  ## renew requirements.lock from pyproject.toml
+	@uv pip compile pyproject.toml --quiet --universal --upgrade --python-version 3.11 --extra dev --no-annotate --no-header --output-file requirements.lock
+
+clean:  ## remove the environment and what stages have written; the cache of activations and MLflow's store stay
+	@rm -rf $(VENV) data/raw data/prepared data/features data/models data/evaluations data/costs
