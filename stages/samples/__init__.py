@@ -1,0 +1,1 @@
+"""From images to samples: decoding, labels, splits, and the tables and pictures that hold them."""

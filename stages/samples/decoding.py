@@ -1,0 +1,163 @@
+"""From an image file's bytes to the pixels that a person sees, and to the square array that a network reads.
+
+An image comes out upright, in 8 bits, with one channel (grey) or three (RGB). Nothing here depends on another image:
+the same bytes always give the same pixels. All functions may be called from many threads; Pillow releases Python's
+lock while it decodes and resizes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PREPROCESSING_VERSION = 1
+"""Counts up whenever a change here changes a pixel; cache keys and fingerprints hold it."""
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""What is decoded, by Pillow's names. Others are refused: Pillow would start Ghostscript for EPS, for one."""
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImage(Exception):  # noqa: N818  (not an error of the program: such images are listed and left out)
+    """An image that cannot be decoded; its text says why, in words for the table of rejected images."""
+
+
+def decode(content: bytes, at_least: int = 0) -> Image.Image:
+    """Decode an image file, as a person sees it.
+
+    Turned upright by its EXIF tag; the first frame of several; transparency laid on white; 16 bits of grey brought to
+    8; the result has mode "L" (grey) or "RGB". Colour profiles are not applied.
+
+    at_least : allows a JPEG to be decoded at a half, a quarter or an eighth of its size, which is several times as
+        fast, as long as its shorter side keeps at least so many pixels; 0 decodes all of them. Twice the side that is
+        wanted in the end keeps what the resizing makes of it nearly the same.
+    Raises BadImage.
+    """
+    try:
+        with Image.open(BytesIO(content), formats=_formats()) as image:
+            if at_least:
+                image.draft(None, (at_least, at_least))
+            image.load()
+            full_range = image.format == "PPM"  # Pillow brings 16-bit PPM to the mode I, but keeps it within 16 bits
+            return _to_eight_bits(_upright(image), full_range)
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
+        raise BadImage(_reason(content, error)) from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _reason(content: bytes, error: Exception) -> str:
+    if not content:
+        return "the file is empty"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image that can be read"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels"
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text[:200]
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # a broken EXIF block: viewers show such an image as it lies, and so do we
+        orientation = None
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _to_eight_bits(image: Image.Image, full_range: bool) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and full_range):
+        return _from_sixteen_bits(np.asarray(image))
+    if image.mode in ("I", "F"):
+        raise BadImage(f"pixels are 32-bit numbers (mode {image.mode}) of unknown range: save it with 8 or 16 bits")
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    if image.has_transparency_data:
+        coloured = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, coloured).convert(mode)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _from_sixteen_bits(pixels: NDArray[Any]) -> Image.Image:
+    """Divide by 257, rounding: 65535 becomes 255. Pillow's own conversion would cut everything above 255."""
+    return Image.fromarray(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+def pixel_hash(image: Image.Image) -> str:
+    """Return the sha256 of a decoded image's size and pixels, in hexadecimal.
+
+    Of the pixels, not of the file: an image saved again without loss is the same picture, also when a grey one was
+    saved in colour.
+    """
+    pixels = np.asarray(image)
+    if pixels.ndim == 3 and (pixels[..., :1] == pixels[..., 1:]).all():
+        pixels = pixels[..., 0]
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels))
+    return digest.hexdigest()
+
+
+def to_array(image: Image.Image, size: int, resize: str = "crop", interpolation: str = "bilinear") -> NDArray[np.uint8]:
+    """Return a decoded image as a square array (C, size, size) of uint8, C = 1 (grey) or 3.
+
+    resize : "crop" keeps the largest square in the middle, "stretch" keeps all and changes the proportions.
+    interpolation : a key of INTERPOLATIONS; all but nearest smooth what they make smaller.
+    """
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side) if resize == "crop" else (0, 0, width, height)
+    pixels = np.asarray(image.resize((size, size), INTERPOLATIONS[interpolation], box))
+    return pixels[np.newaxis] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def apply_view(array: NDArray[Any], view: str) -> NDArray[Any]:
+    """Return one of the eight symmetries of square images (..., H, W): one of params.SYMMETRIES.
+
+    flip swaps left and right, flip_vertical top and bottom; turn90, turn180 and turn270 turn counter-clockwise;
+    transpose mirrors at the diagonal from the top left, transverse at the other. No pixel is copied.
+    """
+    if view == "identity":
+        return array
+    if view == "flip":
+        return array[..., ::-1]
+    if view == "flip_vertical":
+        return array[..., ::-1, :]
+    if view == "transpose":
+        return array.swapaxes(-1, -2)
+    if view == "transverse":
+        return array[..., ::-1, ::-1].swapaxes(-1, -2)
+    quarters = {"turn90": 1, "turn180": 2, "turn270": 3}[view]
+    return np.rot90(array, quarters, axes=(-2, -1))

@@ -1,0 +1,1 @@
+"""Where images and weights come from: one file for each `source` of params.yaml."""

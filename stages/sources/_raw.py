@@ -1,0 +1,232 @@
+"""Fetched images on disk: data/raw/<download>/, its writer and its reader.
+
+    images.parquet     a row per image, sorted by `sample`: its name, its sha256, where its bytes are (file, offset,
+                       length), and the columns that the source brings
+    images-00000.tar   the images themselves, packed into few large shards that any tar reads; none with `link: true`,
+                       where the files stay in the source's folder
+    download.json      what was fetched, from where, under which licence
+
+A shard holds no time, no owner and no order but that of the names: the same images give the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from stages.cli import UserError, progress
+from stages.files import RAW, hash_bytes, read_json, read_table, write_json, write_table
+from stages.threads import in_threads
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SHARD_BYTES = 256 * 2**20
+OWN_COLUMNS = ("sample", "image_hash", "file", "offset", "length")
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image that a source has found: its name, where its bytes are, and a value for each column of the source."""
+
+    sample: str
+    path: Path
+    columns: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Fetched images: `table` has a row per image, sorted by sample, and `read` gives their bytes."""
+
+    name: str
+    facts: dict[str, Any]
+    table: pa.Table
+    _places: _Places
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return int(self.table.num_rows)
+
+    def read(self, row: int) -> bytes:
+        """Return the bytes of one image, as its file holds them; may be called from many threads.
+
+        Raises UserError when a linked file is not what it was when it was fetched.
+        """
+        return self._places.read(row)
+
+    @property
+    def image_hashes(self) -> list[str]:
+        """The sha256 of every image's bytes, in the table's order."""
+        hashes: list[str] = self.table["image_hash"].to_pylist()
+        return hashes
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns that the source has brought."""
+        return [name for name in self.table.column_names if name not in OWN_COLUMNS]
+
+
+class _Places:
+    """Where the bytes of each image are, and how to get at them from any thread."""
+
+    def __init__(self, name: str, root: Path, linked: bool, table: pa.Table) -> None:
+        self.name, self.root, self.linked = name, root, linked
+        self.file: list[str] = table["file"].to_pylist()
+        self.offset: list[int] = table["offset"].to_pylist()
+        self.length: list[int] = table["length"].to_pylist()
+        self.image_hash: list[str] = table["image_hash"].to_pylist() if linked else []
+        self.open_files: dict[str, IO[bytes]] = {}
+        self.lock = threading.Lock()
+
+    def read(self, row: int) -> bytes:
+        return self._read_linked(row) if self.linked else self._read_packed(row)
+
+    def _read_packed(self, row: int) -> bytes:
+        file = self.file[row]
+        with self.lock:
+            if file not in self.open_files:
+                self.open_files[file] = _open(self.root / file)  # stays open as long as the images do
+            number = self.open_files[file].fileno()
+        content = os.pread(number, self.length[row], self.offset[row])
+        if len(content) != self.length[row]:
+            raise UserError(f"{self.root / file} ends too early: run `dvc checkout`, or `dvc repro fetch@{self.name}`")
+        return content
+
+    def _read_linked(self, row: int) -> bytes:
+        path = self.root / self.file[row]
+        content = _content(path)
+        if len(content) != self.length[row] or hash_bytes(content) != self.image_hash[row]:
+            raise UserError(f"{path} has changed since it was fetched: run `dvc repro`, which fetches it again")
+        return content
+
+
+def _open(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there: run `dvc checkout`, or `dvc repro`") from None
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_images(name: str) -> Images:
+    """Read what was fetched for one download; raises UserError when that is not there or brought no images."""
+    folder = RAW / name
+    facts = read_json(folder / "download.json")
+    table = read_table(folder / "images.parquet")
+    linked = bool(facts["linked"])
+    root = Path(facts["root"]) if linked else folder
+    return Images(name, facts, table, _Places(name, root, linked, table))
+
+
+def write_images(
+    folder: Path,
+    found: Iterable[Found],
+    *,
+    source: str,
+    origin: str,
+    licence: str,
+    root: str | None = None,
+    **more: Any,
+) -> None:
+    """Write images into a download's folder.
+
+    root : None packs the images into shards; else the folder that holds them, as params.yaml writes it: they stay
+        there, and only their size and hash are recorded.
+    more : further facts for download.json.
+    Raises UserError when there are no images, when two have one name, and when a file cannot be read.
+    """
+    ordered = sorted(found, key=lambda image: image.sample)
+    _check(ordered, origin)
+    rows = list(_pack(folder, ordered) if root is None else _link(Path(root), ordered))
+    write_table(folder / "images.parquet", _table(ordered, rows))
+    facts = {"source": source, "origin": origin, "licence": licence, "images": len(rows)}
+    write_json(folder / "download.json", {**facts, "linked": root is not None, "root": root, **more})
+
+
+def _check(ordered: Sequence[Found], origin: str) -> None:
+    if not ordered:
+        raise UserError(f"{origin} holds no images")
+    for before, image in pairwise(ordered):
+        if before.sample == image.sample:
+            raise UserError(f"{origin} names an image twice: {image.sample}")
+    for image in ordered:
+        if any("\ud800" <= character <= "\udfff" for character in image.sample):
+            raise UserError(f"{origin} holds a file whose name is no UTF-8: {image.sample!r}; rename it")
+
+
+Row = tuple[str, str, int, int]
+"""image_hash, file, offset, length"""
+
+
+def _link(root: Path, ordered: Sequence[Found]) -> Iterator[Row]:
+    def row(image: Found) -> Row:
+        content = _content(image.path)
+        return hash_bytes(content), image.path.relative_to(root).as_posix(), 0, len(content)
+
+    yield from progress(in_threads(row, ordered), total=len(ordered), unit="image")
+
+
+def _pack(folder: Path, ordered: Sequence[Found]) -> Iterator[Row]:
+    """Write the images into tar shards, each closed when it has reached SHARD_BYTES."""
+
+    def read(image: Found) -> tuple[str, bytes]:
+        content = _content(image.path)
+        return hash_bytes(content), content
+
+    contents = progress(in_threads(read, ordered), total=len(ordered), unit="image")
+    shard: IO[bytes] | None = None
+    shards = 0
+    for image, (image_hash, content) in zip(ordered, contents, strict=True):
+        if shard is None:
+            shard = (folder / f"images-{shards:05d}.tar").open("wb")
+            shards += 1
+        yield image_hash, Path(shard.name).name, _add(shard, image.sample, content), len(content)
+        if shard.tell() >= SHARD_BYTES:
+            _close(shard)
+            shard = None
+    if shard is not None:
+        _close(shard)
+
+
+def _add(shard: IO[bytes], name: str, content: bytes) -> int:
+    """Append a member to a tar and return where its bytes begin. TarInfo's defaults: time 0, owner 0, no names."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    shard.write(member.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"))
+    offset = shard.tell()
+    shard.write(content + bytes(-len(content) % tarfile.BLOCKSIZE))
+    return offset
+
+
+def _close(shard: IO[bytes]) -> None:
+    shard.write(bytes(2 * tarfile.BLOCKSIZE))
+    shard.write(bytes(-shard.tell() % tarfile.RECORDSIZE))
+    shard.close()
+
+
+def _table(ordered: Sequence[Found], rows: Sequence[Row]) -> pa.Table:
+    import pyarrow as pa
+
+    hashes, files, offsets, lengths = zip(*rows, strict=True)
+    columns: dict[str, Any] = {
+        "sample": pa.array([image.sample for image in ordered], pa.string()),
+        "image_hash": pa.array(hashes, pa.string()),
+        "file": pa.array(files, pa.string()),
+        "offset": pa.array(offsets, pa.int64()),
+        "length": pa.array(lengths, pa.int64()),
+    }
+    for name in ordered[0].columns:
+        columns[name] = pa.array([image.columns[name] for image in ordered])
+    return pa.table(columns)
