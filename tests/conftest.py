@@ -48,18 +48,19 @@ datasets:
     split: {test: 0.25, validation: 0.25, repeats: 4, seed: 0}
 features:
   lite0: {images: photos, backbone: raw/lite0, image_size: 64}
-  lite0-layers: {images: photos, backbone: raw/lite0, image_size: 64, layers: [blocks.3, pooled], views: [identity, flip]}
+  layers:
+    {images: photos, backbone: raw/lite0, image_size: 64, layers: [blocks.3, pooled], views: [identity, flip]}
 runs:
   majority: {dataset: cells, features: lite0, transfer: {kind: majority}}
   probe: {dataset: cells, features: lite0, transfer: {kind: logistic, C: [0.01, 0.1]}}
-  svm: {dataset: cells, features: lite0-layers, transfer: {kind: rbf_svm, C: 10.0}}
+  svm: {dataset: cells, features: layers, transfer: {kind: rbf_svm, C: 10.0}}
 compare:
   references: {cells: probe}
 """
 
 
 class Project:
-    """This project in a folder of its own, with its own git repository, DVC cache and MLflow store."""
+    """The project in a folder of its own, with its own git repository, DVC cache and MLflow store."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -1,0 +1,156 @@
+"""Whole runs of the pipeline: what reruns, what is the same twice, and what a killed stage leaves."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Project
+
+pytestmark = pytest.mark.pipeline
+
+
+def stages_run(output: str) -> set[str]:
+    """Return the names of the stages that DVC says it has run."""
+    return set(re.findall(r"Running stage '([^']+)'", output))
+
+
+def leaderboard(project: Project) -> dict[str, dict[str, str]]:
+    with project.path("reports/leaderboard.csv").open(newline="") as file:
+        return {row["run"]: row for row in csv.DictReader(file)}
+
+
+def bytes_written(project: Project) -> dict[str, str]:
+    """Return a hash of every file that the stages have written, but for costs and what shows them."""
+    exempt = re.compile(r"data/costs/|reports/(leaderboard|report|comparisons)|/cost\.json")
+    files = [*project.path("data").rglob("*"), *project.path("reports").rglob("*")]
+    names = {str(f.relative_to(project.root)): f for f in files if f.is_file()}
+    return {n: hashlib.sha256(f.read_bytes()).hexdigest() for n, f in names.items() if not exempt.search(n)}
+
+
+def test_second_repro_runs_nothing_but_publish(finished: Project) -> None:
+    assert stages_run(finished.repro()) == {"publish"}
+
+
+def test_same_project_in_two_places_gives_the_same_bytes(finished: Project, project: Project) -> None:
+    project.repro(TRANSFER_CACHE=str(project.root.parent / "another-cache"))
+    assert bytes_written(project) == bytes_written(finished)
+    assert len(bytes_written(project)) > 50
+
+
+def test_changed_run_reruns_only_what_depends_on_it(finished: Project) -> None:
+    finished.edit_params(lambda p: p["runs"]["svm"]["transfer"].update(C=3.0))
+    before = leaderboard(finished)
+    assert stages_run(finished.repro()) == {"finetune@svm", "evaluate@svm", "compare", "publish"}
+    after = leaderboard(finished)
+    assert after["probe"]["accuracy"] == before["probe"]["accuracy"]
+
+
+def test_removed_run_leaves_the_leaderboard_and_nothing_is_computed(finished: Project) -> None:
+    finished.edit_params(lambda p: p["runs"].pop("svm"))
+    assert stages_run(finished.repro()) == {"compare", "publish"}
+    assert set(leaderboard(finished)) == {"majority", "probe"}
+    assert "svm" not in finished.path("reports/report.html").read_text()
+
+
+def test_renamed_run_is_computed_under_its_new_name_with_the_same_figures(finished: Project) -> None:
+    before = leaderboard(finished)["svm"]
+    finished.rename_param("runs.svm", "kernel")
+    assert stages_run(finished.repro()) == {"finetune@kernel", "evaluate@kernel", "compare", "publish"}
+    after = leaderboard(finished)["kernel"]
+    assert (after["accuracy"], after["auc"], after["ece"]) == (before["accuracy"], before["auc"], before["ece"])
+
+
+def test_new_split_computes_no_features_again(finished: Project) -> None:
+    finished.edit_params(lambda p: p["datasets"]["cells"]["split"].update(seed=1))
+    assert not {s for s in stages_run(finished.repro()) if s.startswith(("fetch", "extract"))}
+
+
+def test_new_photograph_is_noticed_and_only_it_is_computed(finished: Project) -> None:
+    from tests.conftest import cell_classes
+
+    shutil.copy2(cell_classes()["sound"][3], finished.path("photos/sound/one-more.png"))
+    output = finished.repro()
+    assert {"fetch@photos", "prepare@cells", "extract@lite0", "extract@layers"} <= stages_run(output)
+    assert json.loads(finished.path("data/features/lite0/features.json").read_text())["count"] == 81
+    cost = json.loads(finished.path("data/costs/extract/lite0.json").read_text())
+    assert cost["images"] == 81
+
+
+def test_typo_is_answered_by_the_nearest_key_and_nothing_is_written(project: Project) -> None:
+    project.rename_param("features.lite0.image_size", "image_sise")
+    result = project.run("python -m stages.extract lite0")
+    assert result.returncode == 2
+    assert "params.yaml: features.lite0.image_sise is not a key; did you mean image_size?\n" in result.stderr
+    assert not project.path("data/features").exists()
+
+
+def test_make_run_checks_params_before_dvc_reads_them(project: Project) -> None:
+    project.edit_params(lambda p: p["runs"]["svm"]["transfer"].update(kind="rbf_smv"))
+    result = project.run("python -m stages.params && dvc repro")
+    assert result.returncode == 2
+    assert result.stderr == "params.yaml: runs.svm.transfer.kind is 'rbf_smv', which is none; did you mean rbf_svm?\n"
+
+
+def test_fresh_clone_with_a_remote_computes_nothing_and_has_the_same_leaderboard(
+    finished: Project, tmp_path: Path
+) -> None:
+    remote = tmp_path / "remote"
+    finished.run(f"dvc remote add -d shared '{remote}' && git add -A && git commit -qm remote", check=True)
+    finished.run("dvc push -q --run-cache", check=True)
+    before = leaderboard(finished)
+    clone = finished.clone(tmp_path / "clone")
+    output = clone.repro("--pull --allow-missing")
+    assert stages_run(output) <= {"publish", "compare"}
+    assert leaderboard(clone) == before
+    assert not clone.path("data/features").exists()
+
+
+def test_fresh_clone_with_a_remote_and_one_change_computes_only_that(finished: Project, tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    finished.run(f"dvc remote add -d shared '{remote}' && git add -A && git commit -qm remote", check=True)
+    finished.run("dvc push -q --run-cache", check=True)
+    clone = finished.clone(tmp_path / "clone")
+    clone.edit_params(lambda p: p["runs"]["svm"]["transfer"].update(C=3.0))
+    assert stages_run(clone.repro("--pull --allow-missing")) == {"finetune@svm", "evaluate@svm", "compare", "publish"}
+    assert set(leaderboard(clone)) == {"majority", "probe", "svm"}
+
+
+@pytest.mark.parametrize("stage", ["fetch photos", "prepare cells", "extract layers", "finetune svm", "evaluate svm"])
+def test_stage_killed_at_any_moment_leaves_nothing_that_is_taken_for_whole(stage: str, finished: Project) -> None:
+    whole = bytes_written(finished)
+    module, name = stage.split()
+    written = {
+        "fetch": "raw",
+        "prepare": "prepared",
+        "extract": "features",
+        "finetune": "models",
+        "evaluate": "evaluations",
+    }
+    folder = finished.path(f"data/{written[module]}/{name}")
+    shutil.rmtree(folder)
+    shutil.rmtree(finished.path(".transfer"), ignore_errors=True)
+    for delay in (0.3, 0.8, 1.3):
+        process = subprocess.Popen(
+            ["python", "-m", f"stages.{module}", name],
+            cwd=finished.root,
+            env=finished.environment(),
+            start_new_session=True,
+        )
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:
+            break
+        assert not folder.exists()
+    finished.run(f"python -m stages.{module} {name}", check=True)
+    assert bytes_written(finished) == whole
+    assert not [p for p in folder.parent.iterdir() if ".tmp-" in p.name]
