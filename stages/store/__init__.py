@@ -1,0 +1,1 @@
+"""Activations and trained models on disk: each file holds the writer of something and its reader."""

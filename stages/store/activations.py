@@ -1,0 +1,211 @@
+"""data/features/<name>/: what comes out at the cut, for every image that decodes, once by the hash of its bytes.
+
+    features.json             what the numbers are: views, shape, dtype, blocks, content hash
+    index.parquet             image_hash (sorted), row
+    rejected.parquet          image_hash, reason: images that cannot be decoded
+    activations-00000.npy     (rows, views, *shape), about 256 MB a file; further rows in 00001 and so on
+    logits-00000.npy          (rows, classes) of the source classifier, where `logits: true` asks for them
+    backbone.safetensors      the network's weights, and
+    network.json              what network that is: what lies above the cut is trained from them
+
+One row is one image, in the order of the hashes, whatever was computed when. Readers map the files into memory and read
+the rows that are asked for and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.cli import UserError
+from stages.files import FEATURES, link_or_copy, new_folder, read_json, read_table, write_json, write_table
+
+SHARD_BYTES = 256_000_000
+"""About the size of one file: few files for DVC, yet small enough to send one again when a transfer breaks."""
+
+Array = npt.NDArray[Any]
+
+
+class RowWriter:
+    """Write rows to <folder>/<stem>-00000.npy and on, as they come; no more than they are is held in memory.
+
+    As a context manager it closes its file; whoever reads the files before all rows were appended finds one too short.
+    """
+
+    def __init__(self, folder: Path, stem: str, count: int, shape: Sequence[int], dtype: str) -> None:
+        self._folder, self._stem, self._count = folder, stem, count
+        self._shape, self._dtype = tuple(shape), np.dtype(dtype)
+        self.bytes_per_row = math.prod(self._shape) * self._dtype.itemsize
+        self.rows_per_file = max(1, SHARD_BYTES // max(1, self.bytes_per_row))
+        self._written = 0
+        self._file: IO[bytes] | None = None
+
+    def append(self, rows: Array) -> None:
+        """Write rows (n, *shape); they are converted to the dtype of the files."""
+        if rows.shape[1:] != self._shape or self._written + len(rows) > self._count:
+            raise ValueError(f"rows {rows.shape} do not fit {self._stem}, {self._written} of {self._count} written")
+        while len(rows):
+            if self._file is None:
+                self._file = self._open()
+            here = rows[: self.rows_per_file - self._written % self.rows_per_file]
+            self._file.write(np.ascontiguousarray(here, dtype=self._dtype).data)
+            self._written += len(here)
+            rows = rows[len(here) :]
+            if self._written % self.rows_per_file == 0 or self._written == self._count:
+                self._file.close()
+                self._file = None
+
+    def _open(self) -> IO[bytes]:
+        number = self._written // self.rows_per_file
+        rows = min(self.rows_per_file, self._count - self._written)
+        file = _shard(self._folder, self._stem, number).open("xb")
+        header = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (rows, *self._shape)})
+        return file
+
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if self._file is not None:
+            self._file.close()
+        if kind is None and self._written != self._count:
+            raise ValueError(f"{self._written} of {self._count} rows of {self._stem} were written")
+
+
+def write_features(
+    folder: Path,
+    facts: Mapping[str, Any],
+    image_hashes: Sequence[str],
+    rejected: Mapping[str, str],
+    activations: Iterable[Array],
+    logits: Iterable[Array],
+    backbone: Path,
+) -> None:
+    """Write a folder of features, whole or not at all.
+
+    facts : what features.json says, with `views`, `shape`, `dtype` and, where logits are stored, `logits` (how many).
+    image_hashes : of the rows, sorted, none twice.
+    rejected : the reason for each image that has no row.
+    activations, logits : pieces (n, views, *shape) and (n, classes) that together are the rows in their order.
+    backbone : the folder with weights.safetensors and network.json that the rows were computed with.
+    """
+    import pyarrow as pa
+
+    count, views, shape = len(image_hashes), facts["views"], facts["shape"]
+    with new_folder(folder) as new:
+        with RowWriter(new, "activations", count, (len(views), *shape), facts["dtype"]) as writer:
+            for piece in activations:
+                writer.append(piece)
+        facts = {**facts, "count": count, "rejected": len(rejected), "rows_per_file": writer.rows_per_file}
+        facts["bytes_per_image"] = writer.bytes_per_row
+        if facts.get("logits"):
+            with RowWriter(new, "logits", count, (facts["logits"],), "float32") as writer:
+                for piece in logits:
+                    writer.append(piece)
+            facts["bytes_per_image"] += writer.bytes_per_row
+            facts["logits_per_file"] = writer.rows_per_file
+        rows = pa.array(range(count), pa.int64())
+        write_table(new / "index.parquet", pa.table({"image_hash": pa.array(image_hashes, pa.string()), "row": rows}))
+        columns = {"image_hash": sorted(rejected), "reason": [rejected[image_hash] for image_hash in sorted(rejected)]}
+        write_table(new / "rejected.parquet", pa.table({k: pa.array(v, pa.string()) for k, v in columns.items()}))
+        link_or_copy(backbone / "weights.safetensors", new / "backbone.safetensors")
+        link_or_copy(backbone / "network.json", new / "network.json")
+        write_json(new / "features.json", facts)
+
+
+class FeatureStore:
+    """A folder of features, opened for reading; safe to use from several threads.
+
+    facts : what features.json says; views : names of the views, identity first; shape : of one view of one image;
+    image_hashes : of the rows, sorted; rejected : the reason for each image that has no row.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.facts: dict[str, Any] = read_json(folder / "features.json")
+        self.views: list[str] = self.facts["views"]
+        self.shape: tuple[int, ...] = tuple(self.facts["shape"])
+        self._hashes = read_table(folder / "index.parquet", ["image_hash"])["image_hash"].combine_chunks()
+        self._files: dict[str, Array] = {}
+
+    @property
+    def image_hashes(self) -> list[str]:
+        """The hashes of the images that have a row, in the order of the rows."""
+        return list(self._hashes.to_pylist())
+
+    @property
+    def rejected(self) -> dict[str, str]:
+        """The reason for each image that cannot be decoded, by its hash."""
+        table = read_table(self.folder / "rejected.parquet")
+        return dict(zip(table["image_hash"].to_pylist(), table["reason"].to_pylist(), strict=True))
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def rows(self, image_hashes: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return the row of each image, -1 where it has none."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        found = pc.index_in(pa.array(image_hashes, pa.string()), value_set=self._hashes)
+        return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), np.int64)
+
+    def read(self, rows: npt.ArrayLike, views: Sequence[str] | None = None) -> npt.NDArray[np.float32]:
+        """Return activations (n, views, *shape) of n rows, of all views or of those named, in the order asked for.
+
+        Pixels (`cut: image`) come as they are stored, 0 to 255. Raises UserError for a view that is not stored.
+        """
+        for view in views or ():
+            if view not in self.views:
+                raise UserError(f"{self.folder}: the view {view} is not stored; stored: {', '.join(self.views)}")
+        at = None if views is None or list(views) == self.views else [self.views.index(view) for view in views]
+        width = len(self.views if at is None else at)
+        return self._gather("activations", self.facts["rows_per_file"], rows, (width, *self.shape), at)
+
+    def logits(self, rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Return the source classifier's outputs (n, classes): of the view identity, at the first image size.
+
+        Raises UserError when they are not stored.
+        """
+        if not self.facts.get("logits"):
+            raise UserError(f"{self.folder}: the source classifier's outputs are not stored; set logits: true")
+        return self._gather("logits", self.facts["logits_per_file"], rows, (self.facts["logits"],), None)
+
+    def _gather(
+        self, stem: str, rows_per_file: int, rows: npt.ArrayLike, shape: tuple[int, ...], at: list[int] | None
+    ) -> npt.NDArray[np.float32]:
+        wanted = np.asarray(rows, np.int64).reshape(-1)
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise IndexError(f"{self.folder}: rows go from 0 to {len(self) - 1}")
+        result = np.empty((len(wanted), *shape), np.float32)
+        numbers = wanted // rows_per_file
+        for number in np.unique(numbers):
+            here = np.nonzero(numbers == number)[0]
+            source, inside = self._open(stem, int(number)), wanted[here] - number * rows_per_file
+            result[here] = source[inside] if at is None else source[inside[:, None], at]
+        return result
+
+    def _open(self, stem: str, number: int) -> Array:
+        path = _shard(self.folder, stem, number)
+        if path.name not in self._files:
+            try:
+                self._files[path.name] = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise UserError(f"{path} cannot be read ({error}): run `dvc checkout` or `dvc repro`") from None
+        return self._files[path.name]
+
+
+def read_features(name: str | Path) -> FeatureStore:
+    """Open data/features/<name>/, or any folder of features given as a path; raises UserError when it is not there."""
+    return FeatureStore(name if isinstance(name, Path) else FEATURES / name)
+
+
+def _shard(folder: Path, stem: str, number: int) -> Path:
+    return folder / f"{stem}-{number:05d}.npy"
