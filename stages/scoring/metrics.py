@@ -1,0 +1,198 @@
+"""The figures of a run: what was predicted for the test images, and how good that is.
+
+Every figure is worked out for many weightings of the images at once, so that the bootstrap of intervals.py needs one
+pass over sorted scores and not two thousand; the figure itself is the case where every image has weight one.
+
+A figure is worked out for each repeat alone and then averaged over the repeats: scores of different models are never
+ranked against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+FIGURES = ("accuracy", "balanced_accuracy", "f1", "auc", "average_precision", "log_loss", "ece")
+"""accuracy           share of images whose most probable class is the true one
+balanced_accuracy  mean over the classes of their recall
+f1                 mean over the classes of the harmonic mean of precision and recall (macro F1)
+auc                probability that an image of a class is ranked above one of another, one class against the rest,
+                   mean over the classes
+average_precision  sum over the thresholds of precision times the step in recall; of two classes that of the last one,
+                   of more the mean over the classes
+log_loss           mean of -log(probability of the true class), in nats
+ece                expected calibration error: the probabilities of the predicted classes are put into 15 bins of equal
+                   width, and the distance of mean probability and accuracy in the bins is averaged by the images in
+                   them (Guo, Pleiss, Sun and Weinberger, ICML 2017, arXiv:1706.04599, equation 3)"""
+CLASS_FIGURES = ("precision", "recall", "f1", "auc")
+"""The figures of one class against the rest."""
+
+CALIBRATION_BINS = 15
+SMALLEST_PROBABILITY = float(np.finfo(np.float32).eps)
+"""A class that was given probability 0 and is true would cost infinitely much; float32 cannot tell 1 from 1 - this."""
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What a run predicted for test images: n rows, one for each image and each repeat that tests it.
+
+    `groups` is None where every image stands for itself. A sample belongs to the same group in all repeats.
+    """
+
+    classes: list[str]
+    samples: list[str]
+    repeats: Integers  # (n,) the repeat whose model predicted
+    groups: list[str] | None
+    truth: Integers  # (n,) index of the true class
+    probabilities: Floats  # (n, classes)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @cached_property
+    def unit_names(self) -> list[str]:
+        """The group of each row, or its sample: what was drawn by chance, and is drawn again by the bootstrap."""
+        return self.samples if self.groups is None else self.groups
+
+    @cached_property
+    def units(self) -> tuple[list[str], Integers]:
+        """The distinct units in order, and the index of each row's unit."""
+        names = sorted(set(self.unit_names))
+        index = {name: i for i, name in enumerate(names)}
+        return names, np.array([index[name] for name in self.unit_names], dtype=np.int64)
+
+    @cached_property
+    def repeat_numbers(self) -> list[int]:
+        """The repeats that have rows, in order."""
+        return [int(r) for r in np.unique(self.repeats)]
+
+    def select(self, rows: NDArray[np.bool_]) -> Outcomes:
+        """Return some of the rows."""
+        index = np.flatnonzero(rows)
+        if len(index) == len(self):
+            return self
+        return Outcomes(
+            classes=self.classes,
+            samples=[self.samples[i] for i in index],
+            repeats=self.repeats[index],
+            groups=None if self.groups is None else [self.groups[i] for i in index],
+            truth=self.truth[index],
+            probabilities=self.probabilities[index],
+        )
+
+    def of_repeats(self, repeats: Sequence[int]) -> Outcomes:
+        """Return the rows of some repeats."""
+        return self.select(np.isin(self.repeats, list(repeats)))
+
+    def by_repeat(self) -> Iterator[tuple[NDArray[np.int64], Scores]]:
+        """Yield for each repeat the indices of its rows, and its scores ready to be weighted."""
+        for repeat in self.repeat_numbers:
+            rows = np.flatnonzero(self.repeats == repeat)
+            yield rows, Scores(self.truth[rows], self.probabilities[rows])
+
+
+class Scores:
+    """The predictions of one model, sorted and counted once so that each weighting of the images is cheap.
+
+    truth : (n,) indices of the true classes
+    probabilities : (n, k)
+    """
+
+    def __init__(self, truth: Integers, probabilities: Floats) -> None:
+        self.count, self.classes = probabilities.shape
+        self.truth = truth
+        predicted = probabilities.argmax(axis=1)
+        confidence = probabilities[np.arange(self.count), predicted]
+        right = predicted == truth
+        lost = -np.log(np.maximum(probabilities[np.arange(self.count), truth], SMALLEST_PROBABILITY))
+        gap = np.zeros((self.count, CALIBRATION_BINS))
+        gap[np.arange(self.count), calibration_bin(confidence)] = right - confidence
+        one_hot = np.eye(self.classes)
+        self._addends = np.concatenate(
+            [one_hot[truth], one_hot[predicted], one_hot[truth] * right[:, None], lost[:, None], gap], axis=1
+        )
+        # Of two classes the second says all: ranking by the first is the same ranking backwards.
+        ranked = [1] if self.classes == 2 else range(self.classes)
+        self._rankings = [_Ranking(probabilities[:, c], truth == c) for c in ranked]
+
+    def figures(self, weights: Floats, ranks: bool = True) -> dict[str, Floats]:
+        """Return each of FIGURES as (m,), and each of CLASS_FIGURES as "class_<figure>" (m, classes).
+
+        weights : (m, n), not negative; NaN where a figure is undefined under them, as AUC is with one class.
+        ranks : whether to work out auc and average_precision, which take the time
+        """
+        k = self.classes
+        sums = weights @ self._addends
+        support, predicted, hits = sums[:, :k], sums[:, k : 2 * k], sums[:, 2 * k : 3 * k]
+        total = support.sum(axis=1)
+        recall = _ratio(hits, support)
+        f1 = _ratio(2 * hits, support + predicted)
+        values = {
+            "accuracy": _ratio(hits.sum(axis=1), total),
+            "balanced_accuracy": _mean(recall),
+            "f1": _mean(f1),
+            "log_loss": _ratio(sums[:, 3 * k], total),
+            "ece": _ratio(np.abs(sums[:, 3 * k + 1 :]).sum(axis=1), total),
+            "class_precision": _ratio(hits, predicted),
+            "class_recall": recall,
+            "class_f1": f1,
+        }
+        if ranks:
+            auc, precision = (
+                np.stack(v, axis=1) for v in zip(*(r.areas(weights) for r in self._rankings), strict=True)
+            )
+            values["auc"], values["average_precision"] = _mean(auc), _mean(precision)
+            values["class_auc"] = np.repeat(auc, 2, axis=1) if k == 2 else auc
+        return values
+
+
+class _Ranking:
+    """One class against the rest: the images in descending order of the probability of that class."""
+
+    def __init__(self, score: Floats, positive: NDArray[np.bool_]) -> None:
+        self._order = np.argsort(-score, kind="stable")
+        descending = score[self._order]
+        self._positive = positive[self._order].astype(np.float64)
+        ends = np.flatnonzero(np.append(descending[1:] != descending[:-1], True))
+        self._ends = None if len(ends) == len(score) else ends
+
+    def areas(self, weights: Floats) -> tuple[Floats, Floats]:
+        """Return the area under the ROC curve and the average precision, each (m,); NaN where undefined.
+
+        The curves have a corner where the score changes: images of equal score come in together.
+        """
+        drawn = weights[:, self._order]
+        found = np.cumsum(drawn * self._positive, axis=1)  # positives above each threshold
+        passed = np.cumsum(drawn, axis=1)  # all images above it
+        if self._ends is not None:
+            found, passed = found[:, self._ends], passed[:, self._ends]
+        step = np.diff(found, axis=1, prepend=0.0)
+        false_step = np.diff(passed, axis=1, prepend=0.0) - step
+        positives, negatives = found[:, -1], passed[:, -1] - found[:, -1]
+        under_roc = np.einsum("mn,mn->m", false_step, found - step / 2)
+        under_precision = np.einsum("mn,mn->m", step, found / np.maximum(passed, np.finfo(np.float64).tiny))
+        return _ratio(under_roc, positives * negatives), _ratio(under_precision, positives)
+
+
+def calibration_bin(confidence: Floats) -> Integers:
+    """Return for each confidence in [0, 1] its bin of CALIBRATION_BINS; a bin holds its upper edge, as in Guo et al."""
+    return np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """Divide; NaN where there is nothing to divide by."""
+    undefined = denominator <= 0
+    return np.where(undefined, np.nan, numerator / np.where(undefined, 1.0, denominator))
+
+
+def _mean(values: Floats) -> Floats:
+    """Return the mean over the classes for which the figure is defined."""
+    defined = ~np.isnan(values)
+    return _ratio(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1).astype(np.float64))

@@ -1,0 +1,176 @@
+"""The record of a run in git, reports/runs/<run>/: small files that people review and compare reads.
+
+    metrics.json            the figures of all test images, flat: accuracy, accuracy_low, accuracy_high, accuracy_sd, …
+    details.json            the same figures of each class and each slice
+    cost.json               operations, seconds, bytes and memory, flat
+    outcomes.parquet        what was predicted for each test image, from which every figure can be worked out again
+    confusion.csv           truth, predicted, images
+    roc.csv, precision_recall.csv, reliability.csv     points of the curves
+
+None of them holds a pixel. Undefined figures are null. Above MOST_ROWS test images, outcomes.parquet holds what the
+figures would be without one of 256 buckets of images (or groups) each: as much as a comparison needs.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stages.files import REPORTS, new_file, read_json, read_table, write_json, write_table
+from stages.scoring.intervals import BUCKETS, Estimate, Replicates, left_out
+from stages.scoring.metrics import FIGURES, Outcomes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+RUNS = REPORTS / "runs"
+MOST_ROWS = 50_000
+PLOTS = ("confusion", "roc", "precision_recall", "reliability")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a run.
+
+    facts : classes, family, kind, dataset, features, fingerprint; of data set and features their content hash
+    metrics : FIGURES, each with _low, _high and _sd, None where undefined; repeats, images, groups
+    details : {"classes": [{"class", "images", figures}], "slices": [{"column", "value", "images", figures}],
+        "not_sliced": [{"column", "values"}]}
+    cost : numbers, None where unknown
+    outcomes : the rows, or for many test images the figures with buckets left out; intervals.differences takes both
+    """
+
+    run: str
+    facts: dict[str, Any]
+    metrics: dict[str, Any]
+    details: dict[str, Any]
+    cost: dict[str, Any]
+    outcomes: Outcomes | Replicates
+
+
+def write_record(record: Record, plots: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Write reports/runs/<run>/; plots gives for each name of PLOTS the rows of its CSV file."""
+    folder = RUNS / record.run
+    write_json(folder / "metrics.json", record.metrics)
+    write_json(folder / "details.json", record.details)
+    write_json(folder / "cost.json", record.cost)
+    write_outcomes(folder / "outcomes.parquet", record.outcomes, record.facts)
+    for name in PLOTS:
+        write_csv(folder / f"{name}.csv", plots[name])
+
+
+def read_record(run: str) -> Record:
+    """Read reports/runs/<run>/; raises UserError when the run was not evaluated."""
+    folder = RUNS / run
+    outcomes, facts = read_outcomes(folder / "outcomes.parquet")
+    return Record(
+        run=run,
+        facts=facts,
+        metrics=read_json(folder / "metrics.json"),
+        details=read_json(folder / "details.json"),
+        cost=read_json(folder / "cost.json"),
+        outcomes=outcomes,
+    )
+
+
+def read_plot(run: str, name: str) -> list[dict[str, str]]:
+    """Read the rows of a run's CSV file, one of PLOTS."""
+    with (RUNS / run / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def flat(estimates: Mapping[str, Estimate]) -> dict[str, float | None]:
+    """Return figures as accuracy, accuracy_low, accuracy_high, accuracy_sd, and so on."""
+    values: dict[str, float | None] = {}
+    for name, e in estimates.items():
+        values |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high, f"{name}_sd": e.sd}
+    return values
+
+
+def write_outcomes(path: Path, outcomes: Outcomes | Replicates, facts: Mapping[str, Any]) -> None:
+    """Write outcomes.parquet; more than MOST_ROWS rows become figures with buckets left out."""
+    if isinstance(outcomes, Outcomes) and len(outcomes) > MOST_ROWS:
+        outcomes = left_out(outcomes)
+    table = outcomes_table(outcomes) if isinstance(outcomes, Outcomes) else _left_out_table(outcomes)
+    write_table(path, table.replace_schema_metadata({b"run": json.dumps(facts, ensure_ascii=False).encode()}))
+
+
+def read_outcomes(path: Path) -> tuple[Outcomes | Replicates, dict[str, Any]]:
+    """Read outcomes.parquet; returns the outcomes and the facts of the run."""
+    table = read_table(path)
+    facts: dict[str, Any] = json.loads(table.schema.metadata[b"run"])
+    if "bucket" in table.column_names:
+        return _read_left_out(table), facts
+    groups = table["group"].to_pylist()
+    classes = facts["classes"]
+    return Outcomes(
+        classes=classes,
+        samples=table["sample"].to_pylist(),
+        repeats=table["repeat"].to_numpy().astype(np.int64),
+        groups=None if None in groups else groups,
+        truth=np.array([classes.index(c) for c in table["truth"].to_pylist()], dtype=np.int64),
+        probabilities=np.stack([table[f"p_{c}"].to_numpy().astype(np.float64) for c in classes], axis=1),
+    ), facts
+
+
+def outcomes_table(outcomes: Outcomes) -> pa.Table:
+    """Return sample, repeat, group, truth and p_<class> of each row; probabilities as float32."""
+    import pyarrow as pa
+
+    columns = {
+        "sample": pa.array(outcomes.samples, pa.string()),
+        "repeat": pa.array(outcomes.repeats, pa.int32()),
+        "group": pa.nulls(len(outcomes), pa.string()) if outcomes.groups is None else pa.array(outcomes.groups),
+        "truth": pa.array([outcomes.classes[t] for t in outcomes.truth], pa.string()),
+    }
+    for i, name in enumerate(outcomes.classes):
+        columns[f"p_{name}"] = pa.array(outcomes.probabilities[:, i], pa.float32())
+    return pa.table(columns)
+
+
+def _left_out_table(found: Replicates) -> pa.Table:
+    """Return repeat, bucket (null: nothing left out), images (of the repeat), share (of them kept) and the figures."""
+    import pyarrow as pa
+
+    rows = len(found.repeats) * (BUCKETS + 1)
+    columns: dict[str, Any] = {
+        "repeat": pa.array(np.repeat(found.repeats, BUCKETS + 1), pa.int32()),
+        "bucket": pa.array([None, *range(BUCKETS)] * len(found.repeats), pa.int32()),
+        "images": pa.array(np.repeat(found.images, BUCKETS + 1), pa.int64()),
+        "share": np.concatenate([np.ones((len(found.repeats), 1)), found.share], axis=1).reshape(rows),
+    }
+    for figure in FIGURES:
+        values = np.concatenate([found.whole[figure][:, None], found.values[figure]], axis=1).reshape(rows)
+        columns[figure] = pa.array(values, from_pandas=True)  # NaN becomes null
+    return pa.table(columns)
+
+
+def _read_left_out(table: pa.Table) -> Replicates:
+    columns = {
+        name: table[name].to_numpy().reshape(-1, BUCKETS + 1) for name in ("repeat", "images", "share", *FIGURES)
+    }
+    share = columns["share"][:, 1:]
+    return Replicates(
+        repeats=[int(r) for r in columns["repeat"][:, 0]],
+        images=[int(n) for n in columns["images"][:, 0]],
+        whole={figure: columns[figure][:, 0] for figure in FIGURES},
+        values={figure: columns[figure][:, 1:] for figure in FIGURES},
+        share=share,
+        units=int((share < 1).any(axis=0).sum()),
+        bootstrap=False,
+    )
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows of equal keys as CSV."""
+    rows = list(rows)
+    with new_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
