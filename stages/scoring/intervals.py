@@ -141,8 +141,7 @@ class Replicates:
         if self.bootstrap:  # a sample of m units varies (m - 1) / m as much as it should
             return nan_sd(values) * float(np.sqrt(self.units / (self.units - 1)))
         squares: Floats = np.nansum((values - value) ** 2, axis=0)
-        error: Floats = np.sqrt((self.units - 1) / self.units * squares)
-        return error
+        return squares**0.5 * float(np.sqrt((self.units - 1) / self.units))
 
 
 def replicates(outcomes: Outcomes, ranks: bool = True) -> Replicates:
