@@ -1,0 +1,11 @@
+"""Backbones: which networks there are, their weights, where they are cut, and what runs the frozen part.
+
+    registry.py   every classification network of timm and torchvision by name, and what it expects of an image
+    weights.py    weights from a package, a library's own download, a file, or a seed, written into one kind of folder
+    backbone.py   reads such a folder
+    cut.py        splits a network at a named module; takes the outputs of several modules in one pass
+    grey.py       makes a network that takes one grey channel and computes what it computed of three equal ones
+    engines.py    runs the frozen part: ONNX Runtime on a CPU, torch on a GPU
+
+torch is imported when a network is built, not before: an engine whose export lies in the cache runs without it.
+"""
