@@ -27,10 +27,12 @@ def thread_count() -> int:
     return int(wanted)
 
 
-def in_threads(function: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> Iterator[R]:
+def in_threads(
+    function: Callable[[T], R], items: Iterable[T], threads: int | None = None, ahead: int = 4
+) -> Iterator[R]:
     """Yield function(item) for every item, in order, computed in threads (as many as `thread_count` unless told).
 
-    At most four results per thread wait to be taken. The first error is raised in its place, and what was not yet
+    At most `ahead` results per thread wait to be taken. The first error is raised in its place, and what was not yet
     begun is given up.
     """
     threads = threads or thread_count()
@@ -39,7 +41,7 @@ def in_threads(function: Callable[[T], R], items: Iterable[T], threads: int | No
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) >= 4 * threads:
+            if len(waiting) >= ahead * threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
