@@ -2,11 +2,13 @@
 VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3 python3.14,$(if $(shell $(p) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null | grep True),$(p))))
 STAMP := $(VENV)/.installed-$(shell cksum < requirements.lock | cut -d' ' -f1)
+BASE ?= HEAD
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 .DEFAULT_GOAL := help
-.PHONY: help install run ui publish predict test check bench keys lock clean
+# `make run` is the whole pipeline for a person, `make repro` the same for CI.
+.PHONY: help install run repro summary ui publish test check bench keys lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -28,6 +30,14 @@ run: $(STAMP)  ## run the whole pipeline, then print the leaderboard
 	@python -m stages.params
 	@dvc repro
 	@python -m stages.scoring.leaderboard
+
+repro: $(STAMP)  ## run what changed; what a DVC remote holds is pulled, not computed
+	@python -m stages.params
+	@dvc repro $$(dvc remote list | grep -q . && echo --pull --allow-missing)
+
+summary: $(STAMP)  ## print the leaderboard as Markdown, and what has changed since BASE (a git revision)
+	@python -m stages.scoring.leaderboard --markdown
+	@python -m stages.scoring.leaderboard --against $(BASE)
 
 ui: $(STAMP)  ## open the MLflow UI (PORT=5000)
 	@python -m stages.tracking.ui
