@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +34,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA",
 """What is decoded, by Pillow's names. Others are refused: Pillow would start Ghostscript for EPS, for one."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
+_JPEG = b"\xff\xd8"  # what such a file begins with
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -81,7 +83,7 @@ def _formats() -> tuple[str, ...]:
 def _reason(content: bytes, error: Exception) -> str:
     if not content:
         return "the file is empty"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "not an image that can be read"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels"
@@ -125,7 +127,7 @@ def pixel_hash(image: Image.Image) -> str:
     if pixels.ndim == 3 and (pixels[..., :1] == pixels[..., 1:]).all():
         pixels = pixels[..., 0]
     digest = hashlib.sha256(repr(pixels.shape).encode())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
@@ -141,6 +143,20 @@ def to_array(image: Image.Image, size: int, resize: str = "crop", interpolation:
     box = (left, top, left + side, top + side) if resize == "crop" else (0, 0, width, height)
     pixels = np.asarray(image.resize((size, size), INTERPOLATIONS[interpolation], box))
     return pixels[np.newaxis] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def to_arrays(
+    content: bytes, sizes: Sequence[int], resize: str = "crop", interpolation: str = "bilinear"
+) -> dict[int, NDArray[np.uint8]]:
+    """Decode an image file into what a network reads: for each size an array (C, size, size), see `to_array`.
+
+    The pixels of one size do not depend on which others are asked for. Therefore a JPEG, which is decoded small for a
+    small size, is decoded once for each; everything else is decoded once. Raises BadImage.
+    """
+    if content.startswith(_JPEG):
+        return {size: to_array(decode(content, at_least=2 * size), size, resize, interpolation) for size in sizes}
+    image = decode(content)
+    return {size: to_array(image, size, resize, interpolation) for size in sizes}
 
 
 def apply_view(array: NDArray[Any], view: str) -> NDArray[Any]:

@@ -67,6 +67,11 @@ class Images:
         return hashes
 
     @property
+    def samples(self) -> pa.Table:
+        """The part of the table that means something: sample, image_hash and the source's columns."""
+        return self.table.select(["sample", "image_hash", *self.columns])
+
+    @property
     def columns(self) -> list[str]:
         """The names of the columns that the source has brought."""
         return [name for name in self.table.column_names if name not in OWN_COLUMNS]

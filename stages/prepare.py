@@ -1,0 +1,188 @@
+"""Make samples of images: check each, give it a label and a group, and divide them for training and test.
+
+    data/raw/<images>/  ->  data/prepared/<name>/
+
+Every image is decoded once; what cannot be is listed with the reason and left out. Images with the same pixels, and
+images of one group, stay on one side of every split.
+
+    python -m stages.prepare cells
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stages.cli import UserError, run_stage, warn
+from stages.files import PREPARED, new_folder
+from stages.params import Dataset, suggest
+from stages.samples.checking import Checked, check_images
+from stages.samples.decoding import decode
+from stages.samples.labels import Labels, make_labels
+from stages.samples.parts import check_groups, leaks, read_parts
+from stages.samples.pictures import contact_sheet, file_names, write_picture
+from stages.samples.splitting import join, make_strata, split, split_as_brought
+from stages.samples.table import OWN_COLUMNS, samples_table, write_samples
+from stages.sources._raw import Images, read_images
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+
+ON_A_SHEET = 40  # images
+
+
+def prepare(name: str, entry: Dataset) -> None:
+    """Write data/prepared/<name>/ as its entry in params.yaml describes it."""
+    where = f"datasets.{name}"
+    images = read_images(entry.images)
+    check_columns(images, entry, where)
+    labels = make_labels(images.table[entry.label.column], entry.label, where)
+    brought = read_parts(images.table[entry.split.column], entry.split.column, where) if entry.split.column else None
+    checked = check_images(images)
+    reasons = why_left_out(images, checked, labels, brought, entry)
+    rows = np.array([row for row, reason in enumerate(reasons) if reason is None], np.int64)
+    source, checked = images.samples.take(rows), [checked[row] for row in rows]
+    labels = Labels(labels.classes, labels.index[rows])
+    groups = group_names(source, entry.group)
+    parts = divide(source, checked, labels, groups, None if brought is None else brought[rows], entry, where)
+    with new_folder(PREPARED / name) as folder:
+        table = samples_table(source, checked, labels, groups, parts)
+        pictures = write_sheets(folder / "pictures", images, rows, labels)
+        write_samples(
+            folder,
+            name,
+            entry,
+            labels.classes,
+            table,
+            rejected_table(images, reasons),
+            duplicates=len(rows) - len({image.pixel_hash for image in checked}),
+            pictures=pictures,
+        )
+    tell(name, table, labels, reasons, images)
+
+
+def check_columns(images: Images, entry: Dataset, where: str) -> None:
+    """Raise UserError for a column that the images do not have, or that has a name which samples.parquet needs."""
+    named = {"label.column": entry.label.column, "group": entry.group, "split.column": entry.split.column}
+    named |= {f"split.stratify.{number}": column for number, column in enumerate(entry.split.stratify)}
+    wrong = [
+        f"params.yaml: {where}.{key}: {entry.images} brings no column {column}; {suggest(column, images.columns)}"
+        for key, column in named.items()
+        if column is not None and column not in images.columns
+    ]
+    wrong += [
+        f"data/raw/{entry.images}: the column {column} has a name that prepare gives itself; rename it in the source"
+        for column in images.columns
+        if column in OWN_COLUMNS or column.startswith("split_")
+    ]
+    if wrong:
+        raise UserError("\n".join(wrong))
+
+
+def why_left_out(
+    images: Images, checked: Sequence[Checked], labels: Labels, brought: Ints | None, entry: Dataset
+) -> list[str | None]:
+    """Return for each image None, or the reason why it is no sample."""
+    reasons = [image.reason for image in checked]
+    for row, label in enumerate(labels.index):
+        if label < 0:
+            reasons[row] = reasons[row] or f"no label: the column {entry.label.column} is empty"
+        elif brought is not None and brought[row] < 0:
+            reasons[row] = reasons[row] or f"in no part: the column {entry.split.column} is empty"
+    if brought is not None:
+        rows = [row for row, reason in enumerate(reasons) if reason is None]
+        names = images.table["sample"].to_pylist()
+        found = leaks(brought[rows], [checked[row].pixel_hash for row in rows], [names[row] for row in rows])
+        for row, reason in zip(rows, found, strict=True):
+            reasons[row] = reason
+    return reasons
+
+
+def group_names(source: pa.Table, column: str | None) -> list[str | None]:
+    """Return the group of each sample; None where there are no groups, or where the column is empty."""
+    if column is None:
+        return [None] * source.num_rows
+    return [None if value is None or value == "" else str(value) for value in source[column].to_pylist()]
+
+
+def divide(
+    source: pa.Table,
+    checked: Sequence[Checked],
+    labels: Labels,
+    groups: Sequence[str | None],
+    brought: Ints | None,
+    entry: Dataset,
+    where: str,
+) -> list[Ints]:
+    """Return for each repeat the part (0 train, 1 validation, 2 test) of each sample."""
+    units = join(groups, [image.pixel_hash for image in checked])
+    strata = make_strata([numbered(source[column]) for column in entry.split.stratify], labels.index)
+    if brought is None:
+        return split(units, strata, labels.index, labels.classes, entry.split, where)
+    if entry.group is not None:
+        check_groups(brought, groups, source["sample"].to_pylist(), entry.group, where)
+    return split_as_brought(brought, units, strata, labels.index, labels.classes, entry.split, where)
+
+
+def numbered(column: pa.ChunkedArray) -> Ints:
+    """Number the distinct values of a column, in order of appearance; an empty one counts as a value."""
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in column.to_pylist()], np.int64)
+
+
+def rejected_table(images: Images, reasons: Sequence[str | None]) -> pa.Table:
+    """Return the rows of rejected.parquet: sample, image_hash, reason."""
+    import pyarrow as pa
+
+    table = images.table.select(["sample", "image_hash"]).append_column("reason", pa.array(reasons, pa.string()))
+    return table.filter(table["reason"].is_valid())
+
+
+def write_sheets(folder: Path, images: Images, rows: Ints, labels: Labels) -> dict[str, str]:
+    """Write a contact sheet for each class and return its file's name, from the data set's folder.
+
+    The images are those with the lowest hashes: drawn as if by lot, and the same ones every time.
+    """
+    folder.mkdir()
+    hashes, files = images.image_hashes, file_names(labels.classes)
+    for index, name in enumerate(labels.classes):
+        drawn = sorted(rows[labels.index == index].tolist(), key=lambda row: hashes[row])[:ON_A_SHEET]
+        write_picture(folder / files[name], contact_sheet([decode(images.read(row)) for row in drawn]))
+    return {name: f"{folder.name}/{file}" for name, file in files.items()}
+
+
+def tell(name: str, table: pa.Table, labels: Labels, reasons: Sequence[str | None], images: Images) -> None:
+    """Say in a line what was prepared, and in a line of warning each what a person should look at."""
+    counts = np.bincount(labels.index, minlength=len(labels.classes))
+    classes = ", ".join(f"{count:,} {name}" for name, count in zip(labels.classes, counts, strict=True))
+    print(f"{name}: {table.num_rows:,} samples: {classes if len(counts) <= 10 else f'{len(counts)} classes'}")
+    left_out = [(row, reason) for row, reason in enumerate(reasons) if reason is not None]
+    if left_out:
+        row, reason = left_out[0]
+        warn(
+            f"{len(left_out):,} of {len(images):,} images are left out, see {PREPARED / name}/rejected.parquet; "
+            f"the first: {images.table['sample'][row]}: {reason}"
+        )
+    for first, second in contradictions(table):
+        warn(f"{first} and {second} have the same pixels, but different labels")
+        break
+
+
+def contradictions(table: pa.Table) -> Iterator[tuple[str, str]]:
+    """Yield pairs of samples with the same pixels, but different labels."""
+    first: dict[str, tuple[str, int]] = {}
+    columns = (table[name].to_pylist() for name in ("sample", "pixel_hash", "label"))
+    for sample, pixels, label in zip(*columns, strict=True):
+        other, other_label = first.setdefault(pixels, (sample, label))
+        if label != other_label:
+            yield other, sample
+
+
+if __name__ == "__main__":
+    run_stage(prepare, level="datasets")

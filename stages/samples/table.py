@@ -1,0 +1,167 @@
+"""A prepared data set on disk: data/prepared/<dataset>/, its writer and its reader.
+
+samples.parquet    a row per usable image, sorted by `sample`: hashes, size, group, label, target, the part it
+                   belongs to in each repeat (split_0, split_1, ...), and the columns of the source
+rejected.parquet   the images that were left out, each with the reason
+dataset.json       the classes in order, counts, the entry in params.yaml, and a hash of all that matters to a result
+pictures/          a contact sheet per class; dataset.json names them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stages.files import PREPARED, read_json, read_table, write_json, write_table
+from stages.samples.decoding import PREPROCESSING_VERSION
+from stages.samples.splitting import PARTS, SPLITTING_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from stages.params import Dataset
+    from stages.samples.checking import Checked
+    from stages.samples.labels import Labels
+
+OWN_COLUMNS = ("sample", "image_hash", "pixel_hash", "width", "height", "mode", "group", "label", "target")
+_MOST_SLICES = 100
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A prepared data set; all arrays have a row per sample, sorted by sample."""
+
+    name: str
+    facts: dict[str, Any]
+    table: pa.Table
+    _parts: list[NDArray[Any]] = field(repr=False)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return int(self.table.num_rows)
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes in order; of two the last is the positive one."""
+        return list(self.facts["classes"])
+
+    @property
+    def repeats(self) -> int:
+        """How many splits there are."""
+        return int(self.facts["repeats"])
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(samples,) the class of each, as an index."""
+        return np.asarray(self.table["label"].to_numpy(), np.int64)
+
+    @property
+    def targets(self) -> NDArray[np.float32]:
+        """(samples, classes) how much each belongs to each class."""
+        flat = self.table["target"].combine_chunks().flatten().to_numpy()
+        return np.asarray(flat, np.float32).reshape(len(self), len(self.classes))
+
+    @property
+    def groups(self) -> list[str] | None:
+        """The group of each sample, or None when the data set has no groups."""
+        return None if self.facts["groups"] is None else self.table["group"].to_pylist()
+
+    @property
+    def image_hashes(self) -> list[str]:
+        """The sha256 of each image's bytes."""
+        hashes: list[str] = self.table["image_hash"].to_pylist()
+        return hashes
+
+    def part(self, repeat: int, part: str) -> NDArray[np.int64]:
+        """Return the rows of one part ("train", "validation" or "test") in one repeat, ascending."""
+        if part not in PARTS:
+            raise ValueError(f"{part} is none of {', '.join(PARTS)}")
+        return np.flatnonzero(self._parts[repeat] == part)
+
+
+def read_samples(name: str) -> Samples:
+    """Read a prepared data set; raises UserError when it is not there."""
+    facts = read_json(PREPARED / name / "dataset.json")
+    table = read_table(PREPARED / name / "samples.parquet")
+    parts = [table[f"split_{repeat}"].to_numpy() for repeat in range(facts["repeats"])]
+    return Samples(name, facts, table, parts)
+
+
+def samples_table(
+    source: pa.Table,
+    checked: Sequence[Checked],
+    labels: Labels,
+    groups: Sequence[str | None],
+    parts: Sequence[NDArray[np.int64]],
+) -> pa.Table:
+    """Return the rows of samples.parquet.
+
+    source : sample, image_hash and the source's columns of the images that are used, sorted by sample; the other
+    arguments follow its order. parts : one array (samples,) per repeat, 0 train, 1 validation, 2 test.
+    """
+    import pyarrow as pa
+
+    targets = labels.targets()
+    columns: dict[str, Any] = {
+        "sample": source["sample"],
+        "image_hash": source["image_hash"],
+        "pixel_hash": pa.array([image.pixel_hash for image in checked], pa.string()),
+        "width": pa.array([image.width for image in checked], pa.int32()),
+        "height": pa.array([image.height for image in checked], pa.int32()),
+        "mode": pa.array([image.mode for image in checked], pa.string()),
+        "group": pa.array(groups, pa.string()),
+        "label": pa.array(labels.index, pa.int64()),
+        "target": pa.array(list(targets), pa.list_(pa.float32())),
+    }
+    names = np.array(PARTS, dtype=object)
+    columns |= {f"split_{repeat}": pa.array(names[part], pa.string()) for repeat, part in enumerate(parts)}
+    columns |= {name: source[name] for name in source.column_names if name not in columns}
+    return pa.table(columns)
+
+
+def write_samples(
+    folder: Path, name: str, entry: Dataset, classes: Sequence[str], table: pa.Table, rejected: pa.Table, **more: Any
+) -> None:
+    """Write samples.parquet, rejected.parquet and dataset.json; `more` are further facts for the latter."""
+    write_table(folder / "samples.parquet", table)
+    write_table(folder / "rejected.parquet", rejected)
+    groups = None if entry.group is None else len(set(table["group"].to_pylist()))
+    counts = np.bincount(table["label"].to_numpy(), minlength=len(classes)).tolist()
+    facts = {
+        "dataset": name,
+        "images": entry.images,
+        "classes": list(classes),
+        "counts": dict(zip(classes, counts, strict=True)),
+        "samples": table.num_rows,
+        "rejected": rejected.num_rows,
+        "groups": groups,
+        "repeats": entry.split.repeats,
+        "columns": _slices(table),
+        "entry": entry.model_dump(),
+        "versions": {"preprocessing": PREPROCESSING_VERSION, "splitting": SPLITTING_VERSION},
+        "content_hash": content_hash(table, classes),
+    }
+    write_json(folder / "dataset.json", facts | more)
+
+
+def _slices(table: pa.Table) -> list[str]:
+    """Return the source's columns with few enough values to look at each: those that a result can be sliced by."""
+    brought = [c for c in table.column_names if c not in OWN_COLUMNS and not c.startswith("split_")]
+    return [name for name in brought if 2 <= len(table[name].unique()) <= _MOST_SLICES]
+
+
+def content_hash(table: pa.Table, classes: Sequence[str]) -> str:
+    """Return the sha256 of what a result depends on: classes, and each image's hash, group, target and parts."""
+    parts = [name for name in table.column_names if name.startswith("split_")]
+    digest = hashlib.sha256(json.dumps(list(classes)).encode())
+    for row in zip(*(table[name].to_pylist() for name in ("image_hash", "group", "target", *parts)), strict=True):
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
