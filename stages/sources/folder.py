@@ -1,0 +1,149 @@
+"""Images in a folder with a sub-folder for each class: your own photographs.
+
+    photos/cat/1.jpg                                     the class is the name of the first folder
+    photos/train/cat/1.jpg, or photos/cat/train/1.jpg    train, val (valid, validation) and test are a split
+
+Columns: `class`; `split` (train, validation, test) when all images lie in such folders; `folder`, what lies between
+the class and the image, when anything does: a patient, a day, a camera to group by. Hidden files and folders are
+passed over.
+
+    downloads:
+      photos: {source: folder, path: photos}             # packed into shards, a copy that DVC versions
+      large:  {source: folder, path: photos, link: true} # left where they are; size and hash are recorded
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from pydantic import Field
+
+from stages.cli import UserError, warn
+from stages.params import Download
+from stages.sources._raw import Found, write_images
+
+_SUFFIXES = "avif bmp gif heic heif jfif jp2 jpe jpeg jpg pbm pcx pgm png pnm ppm tga tif tiff webp"
+IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
+"""File names that end so are taken for images; whether one can be decoded is found out when it is."""
+
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+
+class Params(Download):
+    """Keys of a folder of images."""
+
+    source: Literal["folder"] = Field(description="a folder with a sub-folder for each class")
+    link: bool = Field(False, description="leave the images where they are, and record their size and hash")
+    licence: str = Field("not stated", description="licence of the images, for the record")
+
+
+def fetch(params: Params, folder: Path) -> None:
+    """Write what a folder holds into a download's folder.
+
+    Raises UserError when it is not there, holds no images, or holds one that lies in no class.
+    """
+    root = Path(params.path)
+    paths, passed_over = find_images(root)
+    if not paths:
+        raise UserError(f"{_place(root)} holds no images; it takes a sub-folder for each class, with images in it")
+    if passed_over:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.most_common(5))
+        warn(f"{root}: {passed_over.total():,} files are passed over, their names are not those of images: {kinds}")
+    write_images(
+        folder,
+        list(_found(root, paths)),
+        source=params.source,
+        origin=params.path,
+        licence=params.licence,
+        root=params.path if params.link else None,
+        passed_over=dict(sorted(passed_over.items())),
+    )
+
+
+def find_images(root: Path) -> tuple[list[Path], Counter[str]]:
+    """Return the images below a folder, sorted, and how many other files there are of each suffix.
+
+    Links are followed, but not back into a folder that they lie in. Hidden files and folders are passed over.
+    Raises UserError when the folder, or one below it, cannot be read, and for a link that leads nowhere.
+    """
+    if not root.is_dir():
+        raise UserError(f"{_place(root)} is {'no folder' if root.exists() else 'not there'}")
+    images: list[Path] = []
+    others: Counter[str] = Counter()
+    for path in _files(root, frozenset()):
+        suffix = path.suffix.lower()
+        if suffix in IMAGE_SUFFIXES:
+            images.append(path)
+        else:
+            others[suffix or "without suffix"] += 1
+    return sorted(images), others
+
+
+def _files(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """Yield the files below a folder; `above` identifies the folders that it lies in."""
+    try:
+        state = folder.stat()
+        if (state.st_dev, state.st_ino) in above:
+            return
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+    above |= {(state.st_dev, state.st_ino)}
+    for entry in entries:
+        path = folder / entry.name
+        if entry.name.startswith("."):
+            continue
+        if path.is_dir() if entry.is_symlink() else entry.is_dir():
+            yield from _files(path, above)
+        elif path.is_file() if entry.is_symlink() else entry.is_file():
+            yield path
+        elif entry.is_symlink():
+            raise UserError(f"{path} is a link to {path.readlink()}, which is not there")
+
+
+def _found(root: Path, paths: list[Path]) -> Iterator[Found]:
+    """Read class, split and folder from where each image lies."""
+    names = [path.relative_to(root) for path in paths]
+    split_at = _split_level(names)
+    class_at = 1 if split_at == 0 else 0
+    deeper = any(len(name.parts) > _used(split_at) + 1 for name in names)
+    for path, name in zip(paths, names, strict=True):
+        folders = name.parts[:-1]
+        if len(folders) < _used(split_at):
+            raise UserError(f"{path} lies in no class: move it into a sub-folder of {path.parent}, or remove it")
+        columns: dict[str, Any] = {"class": unicodedata.normalize("NFC", folders[class_at])}
+        if split_at is not None:
+            columns["split"] = SPLIT_FOLDERS[folders[split_at].lower()]
+        if deeper:
+            columns["folder"] = "/".join(folders[_used(split_at) :]) or None
+        yield Found(name.as_posix(), path, columns)
+
+
+def _used(split_at: int | None) -> int:
+    """Return how many folders on an image's way stand for class and split."""
+    return 1 if split_at is None else 2
+
+
+def _split_level(names: Sequence[PurePath]) -> int | None:
+    """Return which folder on an image's way names its part: the first (0), the second (1), or none."""
+    for level in (0, 1):
+        if all(len(name.parts) > level + 1 and name.parts[level].lower() in SPLIT_FOLDERS for name in names):
+            return level
+    return None
+
+
+def _place(root: Path) -> str:
+    return f"params.yaml: the folder {root}"
