@@ -1,0 +1,68 @@
+"""The model as MLflow loads and serves it: images in, class and probabilities out.
+
+MLflow stores this file, a copy of stages/ and the folder of one repeat's model, and runs the file to load the model:
+nothing is pickled, and the repository is not needed. One row in, one row out:
+
+    image : a PNG, JPEG or other image file's bytes, or the same as base64 text
+    class, p_<class> ... : the most probable class, and the probability of each
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc.model import PythonModel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from stages.predict import Predictor
+
+
+class ServedModel(PythonModel):
+    """One repeat's model with the frozen part below it."""
+
+    def load_context(self, context: Any) -> None:
+        """Open the model's folder; the network itself is built with the first image."""
+        from stages.predict import Predictor
+
+        self._predictor: Predictor = Predictor(Path(context.artifacts["model"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
+        """Return a row with class and probabilities for each row; an MlflowException names an image that is none."""
+        import pandas as pd
+
+        from stages.samples.decoding import BadImage
+
+        contents = [_bytes(value, row) for row, value in enumerate(model_input["image"])]
+        predictions = self._predictor.predict(contents)
+        for row, prediction in enumerate(predictions):
+            if isinstance(prediction, BadImage):
+                raise _refused(row, prediction.args[0])
+        classes = self._predictor.classes
+        rows = [
+            {"class": classes[p.argmax()], **dict(zip(self._predictor.columns, p, strict=True))} for p in predictions
+        ]
+        return pd.DataFrame(rows, columns=["class", *self._predictor.columns])
+
+
+def _bytes(value: Any, row: int) -> bytes:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    try:
+        return base64.b64decode(value, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        raise _refused(row, "neither bytes nor base64 text") from None
+
+
+def _refused(row: int, reason: str) -> MlflowException:
+    return MlflowException(f"image {row} cannot be read: {reason}", error_code=INVALID_PARAMETER_VALUE)
+
+
+set_model(ServedModel())
