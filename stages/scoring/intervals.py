@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from stages.cli import UserError
-from stages.scoring.metrics import FIGURES, Floats, Integers, Outcomes
+from stages.scoring.metrics import FIGURES, Floats, Integers, Outcomes, Scores
 
 RESAMPLES = 2000
 SEED = 0
@@ -178,24 +178,34 @@ def _draws(units: int, rows: int) -> Iterator[Floats]:
 def _reweighted(
     outcomes: Outcomes, codes: Integers, blocks: Iterator[Floats], ranks: bool, units: int, bootstrap: bool
 ) -> Replicates:
-    parts = list(outcomes.by_repeat())
-    whole = [scores.figures(np.ones((1, len(rows))), ranks) for rows, scores in parts]
+    parts = [_Part(outcomes, codes, repeat) for repeat in outcomes.repeat_numbers]
+    whole = [part.scores.figures(np.ones((1, len(part.units))), ranks) for part in parts]
     collected: list[list[dict[str, Floats]]] = [[] for _ in parts]
     shares: list[list[Floats]] = [[] for _ in parts]
     for block in blocks:
-        for i, (rows, scores) in enumerate(parts):
-            weights = block[:, codes[rows]]
-            collected[i].append(scores.figures(weights, ranks))
-            shares[i].append(weights.mean(axis=1))
+        for i, part in enumerate(parts):
+            weights = block[:, part.units]
+            collected[i].append(part.scores.figures(weights, ranks))
+            shares[i].append(weights @ part.images / part.images.sum())
     return Replicates(
         repeats=outcomes.repeat_numbers,
-        images=[len(rows) for rows, _ in parts],
+        images=[int(part.images.sum()) for part in parts],
         whole={k: np.stack([w[k][0] for w in whole]) for k in whole[0]},
         values={k: np.stack([np.concatenate([f[k] for f in of]) for of in collected]) for k in whole[0]},
         share=np.stack([np.concatenate(s) for s in shares]),
         units=units,
         bootstrap=bootstrap,
     )
+
+
+class _Part:
+    """The test images of one repeat: the units they belong to, how many are in each, and their scores."""
+
+    def __init__(self, outcomes: Outcomes, codes: Integers, repeat: int) -> None:
+        rows = np.flatnonzero(outcomes.repeats == repeat)
+        self.units, own, images = np.unique(codes[rows], return_inverse=True, return_counts=True)
+        self.images = images.astype(np.float64)
+        self.scores = Scores(outcomes.truth[rows], outcomes.probabilities[rows], own)
 
 
 def estimates(outcomes: Outcomes) -> tuple[dict[str, Estimate], dict[str, dict[str, Estimate]]]:

@@ -91,8 +91,8 @@ class Outcomes:
         """Return the rows of some repeats."""
         return self.select(np.isin(self.repeats, list(repeats)))
 
-    def by_repeat(self) -> Iterator[tuple[NDArray[np.int64], Scores]]:
-        """Yield for each repeat the indices of its rows, and its scores ready to be weighted."""
+    def by_repeat(self) -> Iterator[tuple[Integers, Scores]]:
+        """Yield for each repeat the indices of its rows, and its scores ready to be weighted, a weight for each row."""
         for repeat in self.repeat_numbers:
             rows = np.flatnonzero(self.repeats == repeat)
             yield rows, Scores(self.truth[rows], self.probabilities[rows])
@@ -103,11 +103,11 @@ class Scores:
 
     truth : (n,) indices of the true classes
     probabilities : (n, k)
+    units : (n,) which of the weights counts for an image; each has its own if not given
     """
 
-    def __init__(self, truth: Integers, probabilities: Floats) -> None:
+    def __init__(self, truth: Integers, probabilities: Floats, units: Integers | None = None) -> None:
         self.count, self.classes = probabilities.shape
-        self.truth = truth
         predicted = probabilities.argmax(axis=1)
         confidence = probabilities[np.arange(self.count), predicted]
         right = predicted == truth
@@ -115,17 +115,18 @@ class Scores:
         gap = np.zeros((self.count, CALIBRATION_BINS))
         gap[np.arange(self.count), calibration_bin(confidence)] = right - confidence
         one_hot = np.eye(self.classes)
-        self._addends = np.concatenate(
+        addends = np.concatenate(
             [one_hot[truth], one_hot[predicted], one_hot[truth] * right[:, None], lost[:, None], gap], axis=1
         )
+        self._addends = addends if units is None else _sums(addends, units)
         # Of two classes the second says all: ranking by the first is the same ranking backwards.
         ranked = [1] if self.classes == 2 else range(self.classes)
-        self._rankings = [_Ranking(probabilities[:, c], truth == c) for c in ranked]
+        self._rankings = [_Ranking(probabilities[:, c], truth == c, units) for c in ranked]
 
     def figures(self, weights: Floats, ranks: bool = True) -> dict[str, Floats]:
         """Return each of FIGURES as (m,), and each of CLASS_FIGURES as "class_<figure>" (m, classes).
 
-        weights : (m, n), not negative; NaN where a figure is undefined under them, as AUC is with one class.
+        weights : (m, units), not negative; NaN where a figure is undefined under them, as AUC is with one class.
         ranks : whether to work out auc and average_precision, which take the time
         """
         k = self.classes
@@ -156,10 +157,11 @@ class Scores:
 class _Ranking:
     """One class against the rest: the images in descending order of the probability of that class."""
 
-    def __init__(self, score: Floats, positive: NDArray[np.bool_]) -> None:
-        self._order = np.argsort(-score, kind="stable")
-        descending = score[self._order]
-        self._positive = positive[self._order].astype(np.float64)
+    def __init__(self, score: Floats, positive: NDArray[np.bool_], units: Integers | None) -> None:
+        order = np.argsort(-score, kind="stable")
+        descending = score[order]
+        self._positive = positive[order].astype(np.float64)
+        self._order = order if units is None else units[order]
         ends = np.flatnonzero(np.append(descending[1:] != descending[:-1], True))
         self._ends = None if len(ends) == len(score) else ends
 
@@ -184,6 +186,13 @@ class _Ranking:
 def calibration_bin(confidence: Floats) -> Integers:
     """Return for each confidence in [0, 1] its bin of CALIBRATION_BINS; a bin holds its upper edge, as in Guo et al."""
     return np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+
+
+def _sums(addends: Floats, units: Integers) -> Floats:
+    """Return the sum over the images of each unit: (n, columns) -> (units, columns)."""
+    sums = np.zeros((int(units.max()) + 1, addends.shape[1]))
+    np.add.at(sums, units, addends)
+    return sums
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
