@@ -183,9 +183,9 @@ def _deal(units: Ints, strata: Strata, labels: Ints, shares: Floats, windows: Fl
     large, single = np.flatnonzero(sizes > 1), sizes[units] == 1
     counts = sparse.csr_array(_one_hot(units).T @ _one_hot(strata.cell, strata.features.shape[0]))[large]
     fold_of_unit = np.zeros(len(sizes), np.int64)
-    features = strata.features
+    rare = sparse.csr_array((strata.features.shape[0], 0))
     for _ in range(_ATTEMPTS):
-        fold_of_unit[large] = _search(counts, features, shares, windows, rng)
+        fold_of_unit[large] = _search(counts, strata.features, rare, shares, windows, rng)
         fold = fold_of_unit[units]
         dealt = sparse.csr_array(_one_hot(fold_of_unit[large], len(shares)).T @ counts)
         fold[single] = _fill(strata.cell[single], dealt, shares, rng)
@@ -193,25 +193,34 @@ def _deal(units: Ints, strata: Strata, labels: Ints, shares: Floats, windows: Fl
         lacking = _lacking(fold, labels, windows)
         if not lacking.any():
             break
-        of_class = sparse.csr_array(_one_hot(strata.cell, features.shape[0]).T @ _one_hot(labels))[:, lacking]
-        features = sparse.hstack([features, of_class * (10 / np.sqrt(of_class.sum(axis=0)))], format="csr")
+        of_class = sparse.csr_array(_one_hot(strata.cell, counts.shape[1]).T @ _one_hot(labels))[:, lacking]
+        rare = sparse.hstack([rare, (of_class > 0) * (10 / np.sqrt(of_class.sum(axis=0)))], format="csr")
     return fold
 
 
 def _search(
-    counts: sparse.csr_array, features: sparse.csr_array, shares: Floats, windows: Floats, rng: np.random.Generator
+    counts: sparse.csr_array,
+    features: sparse.csr_array,
+    rare: sparse.csr_array,
+    shares: Floats,
+    windows: Floats,
+    rng: np.random.Generator,
 ) -> Ints:
     """Deal large units to folds so that each window's sums come near its share of the whole.
 
     counts : sparse (units, cells), how many samples of each stratum a unit holds. Returns (units,) folds.
+    rare : further features, sparse (cells, classes), of classes that every window should hold at least one unit of.
     Steepest descent over moving one unit and swapping two, from several beginnings, of which the best is kept.
     """
     units = counts.shape[0]
     best, lowest = np.zeros(units, np.int64), np.inf
     if not units:
         return best
-    values = sparse.csr_array(counts @ features)
+    values = sparse.csr_array(counts @ sparse.hstack([features, rare], format="csr"))
     wanted = np.outer(windows @ shares, values.sum(axis=0))
+    for column in range(features.shape[1], values.shape[1]):  # a share of less than one unit would come to none
+        held = values[:, [column]].data
+        wanted[:, column] = np.maximum(wanted[:, column], np.median(held) if len(held) else 0)
     for _ in range(max(1, min(8, 800 // units))):
         fold = _begin(counts, shares, rng)
         loss = _descend(fold, values, windows, wanted, rng)
