@@ -150,7 +150,8 @@ def replicates(outcomes: Outcomes, ranks: bool = True) -> Replicates:
     if len(outcomes) * (ranked if ranks else 1) > MOST_SCORES:
         return left_out(outcomes, ranks)
     names, codes = outcomes.units
-    return _reweighted(outcomes, codes, _draws(len(names), len(outcomes)), ranks, len(names), bootstrap=True)
+    draws = _draws(len(names), len(outcomes) if ranks else len(names))
+    return _reweighted(outcomes, codes, draws, ranks, len(names), bootstrap=True)
 
 
 def left_out(outcomes: Outcomes, ranks: bool = True) -> Replicates:
@@ -165,10 +166,13 @@ def left_out(outcomes: Outcomes, ranks: bool = True) -> Replicates:
     return _reweighted(outcomes, buckets, iter(blocks), ranks, units, bootstrap=False)
 
 
-def _draws(units: int, rows: int) -> Iterator[Floats]:
-    """Yield how often each unit is drawn in each of RESAMPLES draws with replacement: blocks of (m, units)."""
+def _draws(units: int, width: int) -> Iterator[Floats]:
+    """Yield how often each unit is drawn in each of RESAMPLES draws with replacement: blocks of (m, units).
+
+    width : how many numbers are worked on for each draw
+    """
     random = np.random.default_rng(SEED)
-    size = max(1, BLOCK // max(rows, 1))
+    size = max(1, BLOCK // max(width, 1))
     for start in range(0, RESAMPLES, size):
         count = min(size, RESAMPLES - start)
         drawn = random.integers(0, units, size=(count, units)) + units * np.arange(count)[:, None]

@@ -58,7 +58,7 @@ def write_record(record: Record, plots: Mapping[str, Sequence[Mapping[str, Any]]
     """Write reports/runs/<run>/; plots gives for each name of PLOTS the rows of its CSV file."""
     folder = RUNS / record.run
     write_json(folder / "metrics.json", record.metrics)
-    write_json(folder / "details.json", record.details)
+    write_json(folder / "details.json", _keyed(record.details))
     write_json(folder / "cost.json", record.cost)
     write_outcomes(folder / "outcomes.parquet", record.outcomes, record.facts)
     for name in PLOTS:
@@ -73,10 +73,36 @@ def read_record(run: str) -> Record:
         run=run,
         facts=facts,
         metrics=read_json(folder / "metrics.json"),
-        details=read_json(folder / "details.json"),
+        details=_listed(read_json(folder / "details.json")),
         cost=read_json(folder / "cost.json"),
         outcomes=outcomes,
     )
+
+
+def _keyed(details: Mapping[str, Any]) -> dict[str, Any]:
+    """Return details by name of class, and by column and value: DVC would draw lists in a plots file as curves."""
+    slices: dict[str, dict[str, Any]] = {}
+    for entry in details["slices"]:
+        figures = {k: v for k, v in entry.items() if k not in ("column", "value")}
+        slices.setdefault(entry["column"], {})[entry["value"]] = figures
+    return {
+        "classes": {e["class"]: {k: v for k, v in e.items() if k != "class"} for e in details["classes"]},
+        "slices": slices,
+        "not_sliced": {e["column"]: {"values": e["values"]} for e in details["not_sliced"]},
+    }
+
+
+def _listed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `_keyed` was given."""
+    return {
+        "classes": [{"class": name, **figures} for name, figures in content["classes"].items()],
+        "slices": [
+            {"column": column, "value": value, **figures}
+            for column, values in content["slices"].items()
+            for value, figures in values.items()
+        ],
+        "not_sliced": [{"column": column, **entry} for column, entry in content["not_sliced"].items()],
+    }
 
 
 def read_plot(run: str, name: str) -> list[dict[str, str]]:

@@ -1,0 +1,185 @@
+"""Score a run on the test images: the only stage that looks at them.
+
+    data/prepared/<dataset>/, data/features/<features>/, data/models/<run>/, data/costs/
+        ->  data/evaluations/<run>/ (predictions, pictures), reports/runs/<run>/ (figures, what they cost, curves)
+
+Each repeat's model predicts that repeat's test images. Every figure is the mean over the repeats, with an interval for
+the choice of test images (of groups, where there are groups) and the spread over the repeats.
+
+    python -m stages.evaluate svm
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stages.cli import UserError, run_stage
+from stages.files import COSTS, EVALUATIONS, MODELS, PREPARED, new_folder, read_json, write_table
+from stages.params import Run
+from stages.samples.labels import names
+from stages.samples.pictures import contact_sheet, write_picture
+from stages.samples.table import Samples, read_samples
+from stages.samples.thumbnails import SIDE, read_thumbnails
+from stages.scoring.intervals import Estimate, estimates
+from stages.scoring.metrics import Floats, Integers, Outcomes
+from stages.scoring.plots import draw_pictures, most_confident_mistakes, plot_rows
+from stages.scoring.records import Record, flat, outcomes_table, write_record
+from stages.store.activations import FeatureStore, read_features
+from stages.store.models import Model, read_model
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH_BYTES = 64 * 2**20
+"""Activations in memory at a time."""
+MOST_SLICES = 30
+"""Values of a column up to which each is looked at alone; with more, few images are left in each."""
+FACTS = ("classes", "family", "kind", "dataset", "features", "fingerprint")
+
+
+def evaluate(name: str, entry: Run) -> None:
+    """Write data/evaluations/<name>/ and reports/runs/<name>/."""
+    samples, features = read_samples(entry.dataset), read_features(entry.features)
+    run = read_json(MODELS / name / "run.json")
+    rows, outcomes = predict(name, samples, features, run["repeats"])
+    figures, of_classes = estimates(outcomes)
+    plots = plot_rows(outcomes)
+    with new_folder(EVALUATIONS / name) as folder:
+        write_table(folder / "predictions.parquet", predictions_table(samples, rows, outcomes))
+        draw_pictures(folder / "pictures", outcomes, plots)
+        draw_mistakes(folder / "pictures" / "mistakes.png", entry.dataset, outcomes)
+    details = describe(samples, rows, outcomes, of_classes)
+    record = Record(
+        run=name,
+        facts={fact: run[fact] for fact in FACTS},
+        metrics={
+            **flat(figures),
+            "repeats": len(outcomes.repeat_numbers),
+            "images": len(set(outcomes.samples)),
+            "groups": None if outcomes.groups is None else len(set(outcomes.groups)),
+        },
+        details=details,
+        cost=read_cost(name, entry, features),
+        outcomes=outcomes,
+    )
+    write_record(record, plots)
+    print(summary(name, figures, details))
+
+
+def predict(name: str, samples: Samples, features: FeatureStore, repeats: int) -> tuple[Integers, Outcomes]:
+    """Let the model of each repeat predict its test images; returns the row in `samples` of each prediction, too.
+
+    Probabilities are rounded to float32, as they are stored: figures can be worked out again from the files.
+    """
+    tested = [samples.part(repeat, "test") for repeat in range(repeats)]
+    rows = np.concatenate(tested)
+    probabilities = [
+        predict_test(read_model(MODELS / name / f"repeat-{repeat}"), samples, features, part)
+        for repeat, part in enumerate(tested)
+    ]
+    all_names, groups = samples.table["sample"].to_pylist(), samples.groups
+    return rows, Outcomes(
+        classes=samples.classes,
+        samples=[all_names[row] for row in rows],
+        repeats=np.repeat(np.arange(repeats), [len(part) for part in tested]),
+        groups=None if groups is None else [groups[row] for row in rows],
+        truth=samples.labels[rows],
+        probabilities=np.concatenate(probabilities).astype(np.float32).astype(np.float64),
+    )
+
+
+def predict_test(model: Model, samples: Samples, features: FeatureStore, part: Integers) -> Floats:
+    """Return the probabilities (n, classes) that a model gives to some samples."""
+    hashes = samples.image_hashes
+    rows = features.rows([hashes[row] for row in part])
+    if (rows < 0).any():
+        raise UserError(
+            f"data/features/{features.facts['features']} has no row for {int((rows < 0).sum())} test images of "
+            f"{samples.name}: run `dvc repro`"
+        )
+    size = max(1, BATCH_BYTES // (4 * len(features.views) * int(np.prod(features.shape))))
+    batches = [model.predict_proba(features.read(rows[i : i + size])) for i in range(0, len(rows), size)]
+    return np.concatenate(batches)
+
+
+def predictions_table(samples: Samples, rows: Integers, outcomes: Outcomes) -> pa.Table:
+    """Return sample, image_hash, repeat, group, truth and p_<class> of each prediction."""
+    return outcomes_table(outcomes).add_column(1, "image_hash", samples.table["image_hash"].take(rows))
+
+
+def draw_mistakes(path: Path, dataset: str, outcomes: Outcomes) -> None:
+    """Write the most confident mistakes as a contact sheet; a run that makes none has no such picture."""
+    mistakes = most_confident_mistakes(outcomes)
+    if mistakes:
+        images = read_thumbnails(PREPARED / dataset / "thumbnails.parquet", [m.sample for m in mistakes])
+        write_picture(path, contact_sheet(images, [m.caption for m in mistakes], columns=6, side=SIDE))
+
+
+def describe(
+    samples: Samples, rows: Integers, outcomes: Outcomes, of_classes: dict[str, dict[str, Estimate]]
+) -> dict[str, Any]:
+    """Return the figures of each class, and of the images with each value of the source's columns."""
+    images = np.bincount(outcomes.truth, minlength=len(outcomes.classes)).tolist()
+    few, many = {}, []
+    for column in samples.facts["columns"]:
+        values = samples.table[column].take(rows)
+        count = len(values.unique())
+        if count > MOST_SLICES:
+            many.append({"column": column, "values": count})
+        else:
+            few[column] = values.to_pylist()
+    return {
+        "classes": [
+            {"class": name, "images": n, **flat(of_classes[name])}
+            for name, n in zip(outcomes.classes, images, strict=True)
+        ],
+        "slices": [entry for column, values in few.items() for entry in slices(column, values, outcomes)],
+        "not_sliced": many,
+    }
+
+
+def slices(column: str, values: list[Any], outcomes: Outcomes) -> Iterator[dict[str, Any]]:
+    """Yield the figures of the images with each value of a column; those without a value are in no slice."""
+    present = sorted({value for value in values if value is not None})
+    for value, shown in zip(present, names(present), strict=True):
+        mine = outcomes.select(np.array([v == value for v in values]))
+        figures, _ = estimates(mine)
+        yield {"column": column, "value": shown, "images": len(set(mine.samples)), **flat(figures)}
+
+
+def read_cost(name: str, entry: Run, features: FeatureStore) -> dict[str, Any]:
+    """Return what the run has cost: counts, and the seconds of the machine that really computed it."""
+    extract = read_json(COSTS / "extract" / f"{entry.features}.json")
+    train = read_json(COSTS / "finetune" / f"{name}.json")
+    return {
+        "operations_per_image": features.facts["operations"],
+        "trained_parameters": train["trained_parameters"],
+        "feature_bytes": extract["bytes"],
+        "extract_seconds": extract["seconds"],
+        "extract_core_seconds": extract["core_seconds"],
+        "images_per_second": extract["images_per_second"],
+        "extract_peak_memory_bytes": extract["peak_memory_bytes"],
+        "train_seconds": train["seconds"],
+        "train_core_seconds": train["core_seconds"],
+        "train_peak_memory_bytes": train["peak_memory_bytes"],
+    }
+
+
+def summary(name: str, figures: dict[str, Estimate], details: dict[str, Any]) -> str:
+    """Say in a line how good the run is, and which columns have too many values to be looked at."""
+    parts = []
+    for key, title in (("accuracy", "accuracy"), ("auc", "AUC")):
+        figure = figures[key]
+        interval = "" if figure.low is None else f" ({figure.low:.3f} to {figure.high:.3f})"
+        parts.append(f"{title} {'undefined' if figure.value is None else f'{figure.value:.3f}'}{interval}")
+    skipped = [f"{entry['column']} ({entry['values']} values)" for entry in details["not_sliced"]]
+    note = f"; not sliced by {', '.join(skipped)}" if skipped else ""
+    return f"{name}: {', '.join(parts)}{note}"
+
+
+if __name__ == "__main__":
+    run_stage(evaluate, level="runs")
