@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import struct
-import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,18 +74,16 @@ def save_model(path: Path, entry: Path, classes: list[str], facts: Any) -> None:
         ColSpec("string", "class"),
         *(ColSpec("double", f"p_{name}") for name in classes),
     ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # it wants type hints, to guess the signature that is given here
-        mlflow.pyfunc.save_model(
-            str(path),
-            python_model=str(entry / CODE / "stages" / "tracking" / "served_model.py"),
-            artifacts={"model": str(entry / MODEL)},
-            code_paths=[str(entry / CODE / "stages")],
-            signature=ModelSignature(Schema([ColSpec("binary", "image")]), Schema(outputs)),
-            input_example=pd.DataFrame({"image": [example_image()]}),
-            pip_requirements=requirements(),
-            mlflow_model=facts,
-        )
+    mlflow.pyfunc.save_model(
+        str(path),
+        python_model=str(entry / CODE / "stages" / "tracking" / "served_model.py"),
+        artifacts={"model": str(entry / MODEL)},
+        code_paths=[str(entry / CODE / "stages")],
+        signature=ModelSignature(Schema([ColSpec("binary", "image")]), Schema(outputs)),
+        input_example=pd.DataFrame({"image": [example_image()]}),
+        pip_requirements=requirements(),
+        mlflow_model=facts,
+    )
     _forget_local_paths(facts)
     facts.save(str(path / "MLmodel"))
 

@@ -14,14 +14,13 @@ import binascii
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from stages.predict import Predictor
 
 
@@ -36,20 +35,16 @@ class ServedModel(PythonModel):
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
         """Return a row with class and probabilities for each row; an MlflowException names an image that is none."""
-        import pandas as pd
-
         from stages.samples.decoding import BadImage
 
+        classes, columns = self._predictor.classes, self._predictor.columns
         contents = [_bytes(value, row) for row, value in enumerate(model_input["image"])]
-        predictions = self._predictor.predict(contents)
-        for row, prediction in enumerate(predictions):
-            if isinstance(prediction, BadImage):
-                raise _refused(row, prediction.args[0])
-        classes = self._predictor.classes
-        rows = [
-            {"class": classes[p.argmax()], **dict(zip(self._predictor.columns, p, strict=True))} for p in predictions
-        ]
-        return pd.DataFrame(rows, columns=["class", *self._predictor.columns])
+        rows = []
+        for row, result in enumerate(self._predictor.predict(contents)):
+            if isinstance(result, BadImage):
+                raise _refused(row, str(result))
+            rows.append({"class": classes[result.argmax()], **dict(zip(columns, result, strict=True))})
+        return pd.DataFrame(rows, columns=["class", *columns])
 
 
 def _bytes(value: Any, row: int) -> bytes:

@@ -124,7 +124,6 @@ class Store:
         if self.database is not None:
             self.database.parent.mkdir(parents=True, exist_ok=True)
         with told_in_one_line(self):
-            mlflow.set_tracking_uri(self.uri)
             client = mlflow.MlflowClient(self.uri)
             client.search_experiments(max_results=1)
         return client

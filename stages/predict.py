@@ -1,0 +1,232 @@
+"""Predict the classes of images with a trained model.
+
+    data/models/<run>/repeat-<k>/, image files  ->  a line for each: path, class, probability of each class
+
+The model's folder holds all that is needed, the frozen part of the network included. An image goes the way that it went
+through extract and evaluate; on the same engine the probabilities are the same to 1e-5.
+
+    python -m stages.predict --run probe photos/ one-more.jpg        files, and folders with all that is in them
+    find . -name '*.png' | python -m stages.predict --run probe -    a list of files, one a line
+    python -m stages.predict --run probe --repeat 2 --format jsonl photos/
+    python -m stages.predict --run probe --final photos/             the model of all samples, where the run has one
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stages.cli import UserError, guard, warn
+from stages.files import MODELS, read_json
+from stages.params import Features, suggest
+from stages.samples.decoding import BadImage
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stages.backbones.passes import Computed, Passes
+    from stages.store.cache import Column
+    from stages.store.models import Model
+
+    Probabilities = NDArray[np.float64]
+    Reader = Callable[[], bytes]
+
+IMAGES_AT_ONCE = 512
+"""So many images are read, passed through the network and predicted before the first of them is written."""
+
+
+class Predictor:
+    """One trained model, with the frozen part below it. Opening is cheap: the network is built with the first image.
+
+    folder : data/models/<run>/repeat-<k>/ or final/, run.json in it or above it
+    classes : names of the classes, in the order of the probabilities; columns : the same as p_<class>
+    Raises UserError when a file is missing there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        own = folder / "run.json"
+        facts = read_json(own if own.is_file() else folder.parent / "run.json")
+        self.classes: list[str] = facts["classes"]
+        self.columns = [f"p_{name}" for name in self.classes]
+        self._folder = folder
+        self._features = Features.model_validate(read_json(folder / "features.json")["entry"])
+
+    def predict(self, contents: Iterable[bytes]) -> list[Probabilities | BadImage]:
+        """Return for each image file, given by its bytes, the probabilities (classes,), or why it cannot be decoded."""
+        return list(self.predict_each(partial(_itself, content) for content in contents))
+
+    def predict_each(self, readers: Iterable[Reader]) -> Iterator[Probabilities | BadImage]:
+        """Yield the same for each image in order, given by what returns its bytes; an OSError there counts as bad."""
+        readers = iter(readers)
+        while some := list(islice(readers, IMAGES_AT_ONCE)):
+            yield from self._predict(some)
+
+    def _predict(self, readers: Sequence[Reader]) -> list[Probabilities | BadImage]:
+        results: list[Probabilities | BadImage] = [BadImage("not read")] * len(readers)
+        unreadable: dict[str, str] = {}
+        images = [(str(i), partial(_read, reader, str(i), unreadable)) for i, reader in enumerate(readers)]
+        for batch in self._passes.compute(images):
+            if batch.reason:
+                name = batch.image_hashes[0]
+                results[int(name)] = BadImage(unreadable.get(name, batch.reason))
+                continue
+            probabilities = self._model.predict_proba(self._activations(batch))
+            for name, row in zip(batch.image_hashes, probabilities, strict=True):
+                results[int(name)] = row
+        return results
+
+    def _activations(self, batch: Computed) -> NDArray[np.float32]:
+        """Put together what extract stores of images: (B, views, *shape at the cut)."""
+        views = [
+            np.concatenate([batch.rows[column] for column in self._columns if column.view == view], axis=1)
+            for view in self._features.all_views
+        ]
+        return np.stack(views, axis=1).astype(np.float32)
+
+    @cached_property
+    def _columns(self) -> list[Column]:
+        from stages.store.cache import Column
+
+        entry = self._features
+        return [
+            Column(size, view, layer)
+            for size in entry.image_size
+            for view in entry.all_views
+            for layer in entry.all_layers
+        ]
+
+    @cached_property
+    def _passes(self) -> Passes:
+        from stages.backbones.backbone import load_backbone
+        from stages.backbones.passes import Passes
+
+        return Passes(self._columns, self._features, load_backbone(self._folder, "backbone.safetensors"))
+
+    @cached_property
+    def _model(self) -> Model:
+        from stages.store.models import read_model
+
+        return read_model(self._folder)
+
+
+def _itself(content: bytes) -> bytes:
+    return content
+
+
+def _read(reader: Reader, name: str, unreadable: dict[str, str]) -> bytes:
+    try:
+        return reader()
+    except OSError as error:
+        unreadable[name] = error.strerror or str(error)
+        return b""  # which cannot be decoded
+
+
+def model_folder(run: str, repeat: int = 0, final: bool = False) -> Path:
+    """Return the folder of a run's model; raises UserError with what there is when it is not there."""
+    folder = MODELS / run / ("final" if final else f"repeat-{repeat}")
+    if folder.is_dir():
+        return folder
+    runs = sorted(p.name for p in MODELS.iterdir() if (p / "run.json").is_file()) if MODELS.is_dir() else []
+    if run not in runs:
+        raise UserError(
+            f"{MODELS / run} is not there; {suggest(run, runs)} (`dvc repro` trains it, `dvc pull` gets it)"
+        )
+    if final:
+        raise UserError(f"{folder} is not there: set final: true in runs.{run} of params.yaml, and run `dvc repro`")
+    raise UserError(f"{folder} is not there: {run} has the repeats {_listed(sorted(folder.parent.glob('repeat-*')))}")
+
+
+def _listed(repeats: Sequence[Path]) -> str:
+    return ", ".join(sorted((p.name.removeprefix("repeat-") for p in repeats), key=int))
+
+
+def image_paths(arguments: Sequence[str]) -> Iterator[Path]:
+    """Yield the files that are named: files, what lies in folders, and for `-` the lines of standard input.
+
+    Raises UserError for a folder without images, before the first file.
+    """
+    from stages.sources.folder import find_images
+
+    folders = {name: find_images(Path(name))[0] for name in arguments if name != "-" and Path(name).is_dir()}
+    for name, found in folders.items():
+        if not found:
+            raise UserError(f"{name} holds no images")
+    for name in arguments:
+        if name == "-":
+            yield from (Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip())
+        else:
+            yield from folders.get(name, [Path(name)])
+
+
+def predict(arguments: argparse.Namespace) -> bool:
+    """Write a line for each image to standard output; returns whether all could be read."""
+    predictor = Predictor(model_folder(arguments.run, arguments.repeat, arguments.final))
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # file names need not be UTF-8
+    write = _writer(arguments.format, predictor)
+    complete = True
+    paths = deque[Path]()
+    for result in predictor.predict_each(partial(Path.read_bytes, path) for path in _noted(arguments, paths)):
+        path = paths.popleft()
+        if isinstance(result, BadImage):
+            warn(f"{path}: {result}")
+            complete = False
+        else:
+            write(path, result)
+    sys.stdout.flush()
+    return complete
+
+
+def _noted(arguments: argparse.Namespace, paths: deque[Path]) -> Iterator[Path]:
+    for path in image_paths(arguments.paths):
+        paths.append(path)
+        yield path
+
+
+def _writer(form: str, predictor: Predictor) -> Callable[[Path, Probabilities], None]:
+    """Return what writes a line; probabilities have nine digits, more than float32 has."""
+    table = csv.writer(sys.stdout, lineterminator="\n")
+
+    def write_csv(path: Path, probabilities: Probabilities) -> None:
+        table.writerow([path, predictor.classes[probabilities.argmax()], *(f"{p:.9g}" for p in probabilities)])
+
+    def write_json(path: Path, probabilities: Probabilities) -> None:
+        rounded = {name: float(f"{p:.9g}") for name, p in zip(predictor.classes, probabilities, strict=True)}
+        line = {"path": str(path), "class": predictor.classes[probabilities.argmax()], "probabilities": rounded}
+        print(json.dumps(line, ensure_ascii=False))
+
+    if form == "jsonl":
+        return write_json
+    table.writerow(["path", "class", *predictor.columns])
+    return write_csv
+
+
+def main() -> None:
+    """Read the command line; ends with exit code 1 when an image could not be read."""
+    parser = argparse.ArgumentParser("python -m stages.predict", description="Predict the classes of images.")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="an image, a folder of images, or - for a list on stdin"
+    )
+    parser.add_argument("--run", required=True, help="a run of params.yaml that is trained")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--repeat", type=int, default=0, help="the model of another repeat than 0")
+    which.add_argument("--final", action="store_true", help="the model of all samples")
+    parser.add_argument(
+        "--format", choices=["csv", "jsonl"], default="csv", help="csv (default), or a JSON object a line"
+    )
+    if not predict(parser.parse_args()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    guard(main)
