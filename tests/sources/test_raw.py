@@ -1,0 +1,151 @@
+"""Fetched images on disk: what goes in comes out, in the same bytes every time, and changes are noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from stages.cli import UserError
+from stages.files import RAW
+from stages.sources import _raw
+from stages.sources._raw import Found, Images, read_images, write_images
+
+FACTS = {"source": "test", "origin": "a test", "licence": "none"}
+
+
+def write(found: list[Found], root: str | None = None, name: str = "images") -> Images:
+    folder = RAW / name
+    folder.mkdir(parents=True)
+    write_images(folder, found, **FACTS, root=root)
+    return read_images(name)
+
+
+def some(cells: list[Path], count: int = 5) -> list[Found]:
+    return [Found(f"{path.parent.name}/{path.name}", path, {"size": path.stat().st_size}) for path in cells[:count]]
+
+
+def test_packed_images_are_read_as_their_files_hold_them(cells: list[Path]) -> None:
+    images = write(some(cells)[::-1])
+    assert images.table["sample"].to_pylist() == [f"images/{path.name}" for path in cells[:5]]
+    assert [images.read(row) for row in range(len(images))] == [path.read_bytes() for path in cells[:5]]
+    assert images.image_hashes == [hashlib.sha256(path.read_bytes()).hexdigest() for path in cells[:5]]
+    assert images.table["size"].to_pylist() == [path.stat().st_size for path in cells[:5]]
+    assert images.columns == ["size"]
+    assert images.facts == {**FACTS, "images": 5, "linked": False, "root": None}
+
+
+def test_a_shard_is_a_tar_that_other_programs_read(work: Path, cells: list[Path]) -> None:
+    write(some(cells))
+    with tarfile.open(work / "data/raw/images/images-00000.tar") as shard:
+        members = shard.getmembers()
+        contents = [shard.extractfile(member).read() for member in members]  # type: ignore[union-attr]
+    assert [member.name for member in members] == [f"images/{path.name}" for path in cells[:5]]
+    assert contents == [path.read_bytes() for path in cells[:5]]
+    assert {(member.mtime, member.uid, member.gid, member.uname) for member in members} == {(0, 0, 0, "")}
+
+
+def test_same_images_give_the_same_bytes_whatever_their_order_and_times(work: Path, cells: list[Path]) -> None:
+    copies = []
+    for path in cells[:5]:
+        copies.append(work / path.name)
+        copies[-1].write_bytes(path.read_bytes())
+        os.utime(copies[-1], (1, 1))
+    write(some(cells), name="first")
+    again = [Found(f"images/{path.name}", path, {"size": path.stat().st_size}) for path in reversed(copies)]
+    write(again, name="again")
+    names = sorted(path.name for path in (RAW / "first").iterdir())
+    assert names == ["download.json", "images-00000.tar", "images.parquet"]
+    for name in names:
+        assert (RAW / "first" / name).read_bytes() == (RAW / "again" / name).read_bytes()
+
+
+def test_a_full_shard_is_followed_by_another(cells: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_raw, "SHARD_BYTES", 60_000)  # two to three cells
+    images = write(some(cells, 9))
+    shards = sorted((RAW / "images").glob("*.tar"))
+    assert len(shards) >= 3
+    assert [path.name for path in shards] == [f"images-{number:05d}.tar" for number in range(len(shards))]
+    names = []
+    for path in shards:
+        with tarfile.open(path) as shard:
+            names += shard.getnames()
+    assert names == images.table["sample"].to_pylist()
+    assert [images.read(row) for row in range(9)] == [path.read_bytes() for path in cells[:9]]
+
+
+def test_names_may_hold_anything_that_a_file_system_allows(cells: list[Path]) -> None:
+    names = ["Zelle Nr. 5.png", "太陽電池/é ü.png", "two\nlines.png", "x" * 200 + "/" + "y" * 200 + ".png", "-rf.png"]
+    images = write([Found(name, path, {}) for name, path in zip(names, cells, strict=False)])
+    assert images.table["sample"].to_pylist() == sorted(names)
+    content = dict(zip(names, (path.read_bytes() for path in cells), strict=False))
+    assert [images.read(row) for row in range(5)] == [content[name] for name in sorted(names)]
+    with tarfile.open(RAW / "images" / "images-00000.tar") as shard:
+        assert shard.getnames() == sorted(names)
+
+
+def test_many_threads_may_read_at_once(cells: list[Path]) -> None:
+    images = write(some(cells, 40))
+    rows = [row for _ in range(20) for row in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        hashes = list(pool.map(lambda row: hashlib.sha256(images.read(row)).hexdigest(), rows))
+    assert hashes == images.image_hashes * 20
+
+
+def test_linked_images_stay_where_they_are(work: Path, cells: list[Path]) -> None:
+    (work / "photos").mkdir()
+    for path in cells[:3]:
+        (work / "photos" / path.name).write_bytes(path.read_bytes())
+    found = [Found(path.name, Path("photos") / path.name, {}) for path in cells[:3]]
+    images = write(found, root="photos")
+    assert sorted(path.name for path in (RAW / "images").iterdir()) == ["download.json", "images.parquet"]
+    assert images.facts["root"] == "photos"
+    assert [images.read(row) for row in range(3)] == [path.read_bytes() for path in cells[:3]]
+
+
+def test_a_linked_file_that_changed_is_an_error_that_names_it(work: Path) -> None:
+    file = work / "photos" / "a.png"
+    file.parent.mkdir()
+    file.write_bytes(b"before")
+    images = write([Found("a.png", Path("photos/a.png"), {})], root="photos")
+    file.write_bytes(b"behind")  # as long as before
+    with pytest.raises(UserError, match=r"^photos/a\.png has changed since it was fetched: run `dvc repro`"):
+        images.read(0)
+    file.unlink()
+    with pytest.raises(UserError, match=r"^photos/a\.png cannot be read: No such file"):
+        images.read(0)
+
+
+def test_a_shard_that_ends_too_early_is_an_error_that_names_it(cells: list[Path]) -> None:
+    images = write(some(cells))
+    shard = RAW / "images" / "images-00000.tar"
+    shard.write_bytes(shard.read_bytes()[: 512 + 100])
+    with pytest.raises(UserError, match=r"data/raw/images/images-00000\.tar ends too early"):
+        images.read(0)
+
+
+def test_images_that_were_not_fetched_are_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(UserError, match=r"^data/raw/photos/download\.json is not there: run `dvc repro`"):
+        read_images("photos")
+
+
+def test_no_images_and_double_names_are_refused(cells: list[Path]) -> None:
+    with pytest.raises(UserError, match="a test holds no images"):
+        write([], name="none")
+    with pytest.raises(UserError, match=r"names an image twice: a$"):
+        write([Found("a", cells[0], {}), Found("b", cells[1], {}), Found("a", cells[2], {})], name="twice")
+
+
+def test_a_name_that_is_no_utf8_is_refused_in_words_that_can_be_printed(cells: list[Path]) -> None:
+    with pytest.raises(UserError, match="whose name is no UTF-8") as error:
+        write([Found(os.fsdecode(b"caf\xe9.png"), cells[0], {})])
+    assert str(error.value).encode().isascii()
+
+
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it() -> None:
+    with pytest.raises(UserError, match=r"^gone\.png cannot be read: No such file"):
+        write([Found("gone.png", Path("gone.png"), {})])
