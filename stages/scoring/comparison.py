@@ -1,0 +1,419 @@
+"""The runs of each data set side by side: which differences are real, which run is recommended, what a split is worth.
+
+The reference of a data set is the run that params.yaml names, or its first plain linear probe. Differences to it are in
+accuracy, paired by image on the repeats that both runs have (see intervals.py). A verdict needs two repeats or more:
+with one split nobody knows how another split would have ordered the runs.
+
+Recommended is the cheapest run that is not shown to be worse than the best, by the same test with its own correction.
+Cheap means few multiply-adds per image below the cut; where these are equal, few trained parameters. Both are counts,
+so that every machine recommends the same run; seconds would not do that. Two rules keep the answer honest:
+- Only runs on as many repeats as the data set's most thorough run are in the choice, so that all are scored on the same
+  images.
+- A baseline (family none: what a transfer must beat) is recommended only if it scores highest. Where a baseline is not
+  shown to be worse than what is recommended, a caution says so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from stages.params import Dataset, Params
+from stages.scoring.intervals import Difference, differences
+from stages.scoring.metrics import Outcomes
+from stages.scoring.records import Record
+from stages.scoring.wording import count, decimals, listed, signed
+
+SIGNIFICANCE = 0.05
+BETTER, WORSE, EVEN, ONE_SPLIT, TOO_FEW = (
+    "better",
+    "worse",
+    "not shown to differ",
+    "one split",
+    "too few groups",
+)
+
+
+@dataclass(frozen=True)
+class DatasetComparison:
+    """What is known about the runs of one data set.
+
+    runs : in the order of params.yaml
+    repeats, images, groups : of the most thorough run; groups is None where every image stands for itself
+    to_reference, to_best : run -> its accuracy minus the reference's, the best run's
+    recommended : None where one split allows no choice
+    """
+
+    name: str
+    runs: list[str]
+    repeats: int
+    images: int
+    groups: int | None
+    reference: str | None
+    best: str
+    recommended: str | None
+    recommendation: str
+    cautions: list[str]
+    to_reference: dict[str, Difference]
+    to_best: dict[str, Difference]
+
+    @property
+    def shown(self) -> str:
+        """The recommended run; the best one where one split allows no recommendation."""
+        return self.recommended or self.best
+
+
+@dataclass(frozen=True)
+class RunPair:
+    """Two runs that differ in nothing but how the images are divided; the difference is the second minus the first.
+
+    low, high : 95 % interval, paired by image; None where the images cannot be paired
+    """
+
+    runs: tuple[str, str]
+    difference: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class SplitComparison:
+    """What the division into training and test is worth: two data sets of the same images, the stricter first."""
+
+    datasets: tuple[str, str]
+    pairs: list[RunPair]
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All data sets that have runs, in the order of params.yaml, and the runs that show what a split is worth."""
+
+    datasets: dict[str, DatasetComparison]
+    splits: list[SplitComparison]
+
+
+def compare_runs(params: Params, records: Mapping[str, Record]) -> Comparison:
+    """Compare the runs of each data set with one another; `records` holds one for every run in params.yaml."""
+    used = {run.dataset for run in params.runs.values()}
+    return Comparison(
+        datasets={name: _compare_dataset(name, params, records) for name in params.datasets if name in used},
+        splits=[_compare_split(names, pairs, params, records) for names, pairs in split_pairs(params).items()],
+    )
+
+
+def _compare_dataset(name: str, params: Params, records: Mapping[str, Record]) -> DatasetComparison:
+    of_dataset = {k: records[k] for k, run in params.runs.items() if run.dataset == name}
+    repeats = max(int(record.metrics["repeats"]) for record in of_dataset.values())
+    thorough = {k: r for k, r in of_dataset.items() if r.metrics["repeats"] == repeats}
+    best = min(thorough, key=lambda k: (-_accuracy(thorough[k]), _cheapness(thorough[k])))
+    reference = reference_run(name, params, records)
+    to_best = _differences(best, thorough)
+    recommended = _recommended(best, thorough, to_best) if repeats > 1 else None
+    chosen = next(iter(thorough.values()))
+    return DatasetComparison(
+        name=name,
+        runs=list(of_dataset),
+        repeats=repeats,
+        images=chosen.metrics["images"],
+        groups=chosen.metrics["groups"],
+        reference=reference,
+        best=best,
+        recommended=recommended,
+        recommendation=_sentence(best, recommended, thorough, to_best, params),
+        cautions=_cautions(recommended or best, of_dataset, thorough),
+        to_reference={} if reference is None else _differences(reference, of_dataset),
+        to_best=to_best,
+    )
+
+
+def reference_run(dataset: str, params: Params, records: Mapping[str, Record]) -> str | None:
+    """Return the run that the others of a data set are compared with: the named one, or its first plain linear probe.
+
+    Plain is logistic regression on the pooled features of one size of a pretrained network. None where there is none.
+    """
+    if dataset in params.compare.references:
+        return params.compare.references[dataset]
+    for name, run in params.runs.items():
+        features = params.features[run.features]
+        plain = features.all_layers == ["pooled"] and len(features.image_size) == 1
+        if run.dataset == dataset and run.transfer.kind == "logistic" and plain and not _is_baseline(records[name]):
+            return name
+    return None
+
+
+def verdict(difference: Difference) -> str:
+    """Say what a difference shows, at a corrected p of at most 0.05."""
+    if len(difference.repeats) == 1:
+        return ONE_SPLIT
+    if difference.value is None or difference.p_adjusted is None:
+        return TOO_FEW
+    if difference.p_adjusted > SIGNIFICANCE:
+        return EVEN
+    return BETTER if difference.value > 0 else WORSE
+
+
+def _differences(reference: str, records: Mapping[str, Record]) -> dict[str, Difference]:
+    others = {k: record.outcomes for k, record in records.items() if k != reference}
+    found = differences(records[reference].outcomes, others, figures=("accuracy",))
+    return {name: by_figure["accuracy"] for name, by_figure in found.items()}
+
+
+def _accuracy(record: Record) -> float:
+    return float(record.metrics["accuracy"])
+
+
+def _is_baseline(record: Record) -> bool:
+    return bool(record.facts["family"] == "none")
+
+
+def _cheapness(record: Record) -> tuple[float, float, float, str]:
+    """Return what runs are ordered by, the cheapest first; what was not counted counts as dear."""
+    operations, trained = (record.cost.get(k) for k in ("operations_per_image", "trained_parameters"))
+    missing = float("inf")
+    return (
+        missing if operations is None else operations,
+        missing if trained is None else trained,
+        -_accuracy(record),
+        record.run,
+    )
+
+
+def _recommended(best: str, records: Mapping[str, Record], to_best: Mapping[str, Difference]) -> str:
+    in_choice = [
+        name
+        for name, record in records.items()
+        if name == best
+        or (verdict(to_best[name]) in (EVEN, BETTER) and (_is_baseline(records[best]) or not _is_baseline(record)))
+    ]
+    return min(in_choice, key=lambda name: _cheapness(records[name]))
+
+
+def _sentence(
+    best: str,
+    recommended: str | None,
+    records: Mapping[str, Record],
+    to_best: Mapping[str, Difference],
+    params: Params,
+) -> str:
+    """Return the sentence that recommends a run and says why."""
+    top, dataset = records[best], params.runs[best].dataset
+    if recommended is None:
+        return (
+            f"{_introduced(top, params)} scored highest on the one split, with an accuracy of {_interval(top)}; "
+            "another split may order the runs differently, so nothing is recommended: "
+            f"set datasets.{dataset}.split.repeats."
+        )
+    chosen = records[recommended]
+    if recommended == best:
+        why = _why_best(best, records, to_best)
+        return f"Use {_introduced(chosen, params)}: it has the highest accuracy, {_interval(chosen)}, and {why}."
+    difference = to_best[recommended]
+    return (
+        f"Use {_introduced(chosen, params)}: its accuracy of {_interval(chosen)} is not shown to be worse than the "
+        f"{decimals(_accuracy(top))} of the best, {_introduced(top, params)} (difference {signed(difference.value)}, "
+        f"95 % interval {signed(difference.low)} to {signed(difference.high)}), and it {_why_cheaper(chosen, top)}."
+    )
+
+
+def _introduced(record: Record, params: Params) -> str:
+    run = params.runs[record.run]
+    return f"{record.run} ({run.transfer.kind} on {run.features})"
+
+
+def _interval(record: Record) -> str:
+    low, high = record.metrics.get("accuracy_low"), record.metrics.get("accuracy_high")
+    value = decimals(_accuracy(record))
+    return value if low is None or high is None else f"{value} (95 % interval {decimals(low)} to {decimals(high)})"
+
+
+def _why_best(best: str, records: Mapping[str, Record], to_best: Mapping[str, Difference]) -> str:
+    cheaper = [k for k, r in records.items() if _cheapness(r) < _cheapness(records[best]) and not _is_baseline(r)]
+    if len(records) == 1:
+        return "there is no other run"
+    if not cheaper:
+        return "no other transfer is cheaper"
+    if any(verdict(to_best[k]) == TOO_FEW for k in cheaper):
+        return "there are too few groups to say what a cheaper run would lose"
+    return (
+        "every cheaper run is shown to be worse"
+        if len(cheaper) > 1
+        else f"the cheaper {cheaper[0]} is shown to be worse"
+    )
+
+
+def _why_cheaper(chosen: Record, top: Record) -> str:
+    operations, of_top = (r.cost.get("operations_per_image") for r in (chosen, top))
+    if operations is not None and of_top is not None and operations < of_top:
+        return f"needs {count(operations)} multiply-adds per image instead of {count(of_top)}"
+    trained, of_top = (r.cost.get("trained_parameters") for r in (chosen, top))
+    if trained is not None and of_top is not None and trained < of_top:
+        return f"needs {count(trained)} trained parameters instead of {count(of_top)} at the same cost per image"
+    return "costs no more"
+
+
+def _cautions(shown: str, records: Mapping[str, Record], thorough: Mapping[str, Record]) -> list[str]:
+    """Return what a reader of the recommendation must know beside it."""
+    cautions = []
+    baselines = {k: r for k, r in thorough.items() if _is_baseline(r) and k != shown}
+    if _is_baseline(thorough[shown]):
+        cautions.append(f"{shown} is a baseline: nothing is transferred. No transfer has scored higher.")
+    elif baselines and thorough[shown].metrics["repeats"] > 1:
+        found = _differences(shown, {shown: thorough[shown], **baselines})
+        unbeaten = [k for k in baselines if verdict(found[k]) != WORSE]
+        if unbeaten:
+            cautions.append(
+                f"It is not shown to beat {listed(unbeaten)}, where nothing is transferred; more images would tell."
+            )
+    fewer = [k for k, r in records.items() if k not in thorough]
+    if fewer:
+        repeats = thorough[shown].metrics["repeats"]
+        cautions.append(
+            f"Not in the choice, because scored on fewer than the {repeats} splits of the others: {listed(fewer)}."
+        )
+    return cautions
+
+
+def split_pairs(params: Params) -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """Return for two data sets the pairs of runs that differ in nothing but how the images are divided.
+
+    The stricter division comes first: the one that keeps groups whole; else the one that stands first in params.yaml.
+    """
+    pairs: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for a, b in combinations(params.runs, 2):
+        first, second = params.runs[a], params.runs[b]
+        names = [name for name in params.datasets if name in (first.dataset, second.dataset)]
+        same_run = (first.features, first.transfer, first.seed) == (second.features, second.transfer, second.seed)
+        if len(names) < 2 or not same_run or not _differ_in_division(*(params.datasets[n] for n in names)):
+            continue
+        names.sort(key=lambda n: params.datasets[n].group is None)
+        ordered = (a, b) if first.dataset == names[0] else (b, a)
+        pairs.setdefault((names[0], names[1]), []).append(ordered)
+    return pairs
+
+
+def _differ_in_division(a: Dataset, b: Dataset) -> bool:
+    return (a.images, a.label) == (b.images, b.label) and (a.group, a.split) != (b.group, b.split)
+
+
+def _compare_split(
+    datasets: tuple[str, str], pairs: Sequence[tuple[str, str]], params: Params, records: Mapping[str, Record]
+) -> SplitComparison:
+    found = [_compare_pair(records[a], records[b]) for a, b in pairs]
+    return SplitComparison(datasets, found, _meaning(datasets, found, params))
+
+
+def _compare_pair(a: Record, b: Record) -> RunPair:
+    paired = _paired_by_image(a, b)
+    if paired is None or paired.value is None:
+        return RunPair((a.run, b.run), round(_accuracy(b) - _accuracy(a), 6), None, None)
+    return RunPair((a.run, b.run), paired.value, paired.low, paired.high)
+
+
+def _paired_by_image(a: Record, b: Record) -> Difference | None:
+    """Return the second run's accuracy minus the first's, each image against itself, the first run's groups drawn."""
+    if not isinstance(a.outcomes, Outcomes) or not isinstance(b.outcomes, Outcomes):
+        return None
+    rows_a, rows_b = _same_images(a.outcomes.samples, b.outcomes.samples)
+    if not rows_a:
+        return None
+    grouped = a.outcomes if a.outcomes.groups else b.outcomes
+    of_sample = dict(zip(grouped.samples, grouped.groups, strict=True)) if grouped.groups else None
+    left, right = _as_one(a.outcomes, rows_a, of_sample), _as_one(b.outcomes, rows_b, of_sample)
+    return differences(left, {b.run: right}, figures=("accuracy",))[b.run]["accuracy"]
+
+
+def _same_images(a: Sequence[str], b: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Return the rows of images that both have, in the same order, each as often as both test it."""
+    keyed = []
+    for samples in (a, b):
+        seen: Counter[str] = Counter()
+        rows = {}
+        for i, sample in enumerate(samples):
+            rows[sample, seen[sample]] = i
+            seen[sample] += 1
+        keyed.append(rows)
+    both = sorted(keyed[0].keys() & keyed[1].keys())
+    return [keyed[0][k] for k in both], [keyed[1][k] for k in both]
+
+
+def _as_one(outcomes: Outcomes, rows: Sequence[int], groups: Mapping[str, str] | None) -> Outcomes:
+    """Return rows as if one repeat had tested them: accuracy may be pooled over models, it ranks nothing."""
+    samples = [outcomes.samples[i] for i in rows]
+    return Outcomes(
+        classes=outcomes.classes,
+        samples=samples,
+        repeats=np.zeros(len(rows), dtype=np.int64),
+        groups=None if groups is None else [groups[s] for s in samples],
+        truth=outcomes.truth[rows],
+        probabilities=outcomes.probabilities[rows],
+    )
+
+
+def _meaning(datasets: tuple[str, str], pairs: Sequence[RunPair], params: Params) -> str:
+    """Say in words what the difference between two divisions means."""
+    strict, loose = datasets
+    group = params.datasets[strict].group
+    measured = (
+        f"{loose} scores {_range_of(pairs)} in accuracy against {strict}, with the same images, features and method"
+    )
+    if group is None or params.datasets[loose].group == group:
+        return f"{measured}: what the way of dividing the images changes, by itself."
+    if any(pair.low is not None and pair.low > 0 for pair in pairs):
+        return (
+            f"{measured}. Where images of one {group} fall on both sides of the split, part of the score is knowing "
+            f"the {group} again. Compare {loose} with figures that were published on such a split; on a {group} "
+            f"that was never seen, expect what {strict} says."
+        )
+    return (
+        f"{measured}. It is not shown that images of one {group} on both sides of the split make the task easier; "
+        f"on a {group} that was never seen, expect what {strict} says."
+    )
+
+
+def _range_of(pairs: Sequence[RunPair]) -> str:
+    values = sorted(pair.difference for pair in pairs)
+    if len(pairs) > 1:
+        return f"{signed(values[0])} to {signed(values[-1])} ({len(pairs)} runs)"
+    only = pairs[0]
+    interval = "" if only.low is None else f" (95 % interval {signed(only.low)} to {signed(only.high)})"
+    return f"{signed(only.difference)}{interval}"
+
+
+def comparison_content(comparison: Comparison) -> dict[str, Any]:
+    """Return all of it for comparisons.json."""
+    return {
+        "significance": SIGNIFICANCE,
+        "datasets": {
+            name: {
+                **{k: v for k, v in asdict(d).items() if k not in ("name", "to_reference", "to_best")},
+                "to_reference": _differences_content(d.to_reference),
+                "to_best": _differences_content(d.to_best),
+            }
+            for name, d in comparison.datasets.items()
+        },
+        "splits": [asdict(split) for split in comparison.splits],
+    }
+
+
+def _differences_content(found: Mapping[str, Difference]) -> dict[str, Any]:
+    return {
+        name: {
+            "difference": d.value,
+            "difference_low": d.low,
+            "difference_high": d.high,
+            "p": d.p,
+            "p_adjusted": d.p_adjusted,
+            "sd": d.sd,
+            "by_repeat": d.by_repeat,
+            "repeats": len(d.repeats),
+            "units": d.units,
+            "verdict": verdict(d),
+        }
+        for name, d in found.items()
+    }
