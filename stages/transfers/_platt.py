@@ -1,0 +1,118 @@
+"""Platt scaling: scores without a scale of their own (margins) become probabilities.
+
+The scale is learned from scores that each sample got from a model that had not seen it, nor any sample of its group:
+scores of fitted samples lie further out than those of new ones.
+
+For two classes it is Platt's sigmoid, P(y = 1 | s) = 1 / (1 + exp(-(a s + b))); for more its softmax,
+P(y = c | s) ~ exp(a s_c + b_c), with one slope a and a shift b_c per class. Both are fitted by Newton's method with
+backtracking on Platt's targets, which are a little off 0 and 1: (N_c + 1) / (N_c + classes) for the class of a sample,
+1 / (N_c + classes) for the others.
+
+Platt, Advances in Large Margin Classifiers, 1999; Lin, Lin and Weng, Machine Learning 68, 2007.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from stages.cli import UserError
+from stages.transfers._shallow import softmax
+
+if TYPE_CHECKING:
+    from stages.transfers._shallow import Floats, Indices, Rows
+
+    Score: TypeAlias = Callable[[Indices, Indices], Floats]
+
+FOLDS = 5
+_MOST_STEPS = 100
+
+
+def calibrate(rows: Rows, seed: int, score: Score) -> list[tuple[float, Floats]]:
+    """Return for each setting the slope and the shift (classes,) that make probabilities of its scores.
+
+    score : (inside, outside) -> scores (settings, outside, classes) of the rows `outside`, by models fitted on `inside`
+    """
+    scores = out_of_fold(rows, seed, score)
+    return [platt(each, rows.labels, rows.weights) for each in scores]
+
+
+def out_of_fold(rows: Rows, seed: int, score: Score) -> Floats:
+    """Return scores (settings, n, classes) of all rows, each by a model that saw nothing of its group."""
+    found = [(outside, score(inside, outside)) for inside, outside in folds(rows, seed)]
+    settings, _, classes = found[0][1].shape
+    scores = np.empty((settings, len(rows.labels), classes))
+    for outside, part in found:
+        scores[:, outside] = part
+    return scores
+
+
+def folds(rows: Rows, seed: int) -> list[tuple[Indices, Indices]]:
+    """Return the rows inside and outside of each fold: groups whole, classes spread evenly, every class inside.
+
+    A class that lies in a single group cannot be both inside and outside; then only images are kept whole. Raises
+    UserError for a class with a single image.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    for units in (rows.groups, rows.images):
+        if units is None:
+            continue
+        spread = [len(np.unique(units[rows.labels == c])) for c in range(len(rows.classes))]
+        for count in range(min(FOLDS, *spread), 1, -1):
+            splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+            parts = list(splitter.split(rows.labels, rows.labels, units))
+            if all(len(np.unique(rows.labels[inside])) == len(rows.classes) for inside, _ in parts):
+                return parts
+    rare = rows.classes[int(np.argmin(spread))]
+    raise UserError(f"the class {rare} has one image to train on, and scores need two to become probabilities")
+
+
+def platt(scores: Floats, labels: Indices, weights: Floats) -> tuple[float, Floats]:
+    """Fit slope and shift to scores (n, classes) of samples that count `weights` (n,) times.
+
+    Returns a and b (classes,), the first of b being 0: a s + b are the logits.
+    """
+    classes = scores.shape[1]
+    size = np.bincount(labels, weights, classes)
+    targets = np.repeat(1 / (size + classes)[:, None], classes, axis=1)
+    np.fill_diagonal(targets, (size + 1) / (size + classes))
+    targets = targets[labels]  # (n, classes)
+
+    def loss(at: Floats) -> float:
+        logits = at[0] * scores + np.append(0, at[1:])
+        top = logits.max(axis=1)
+        total = top + np.log(np.exp(logits - top[:, None]).sum(axis=1)) - (targets * logits).sum(axis=1)
+        return float(weights @ total)
+
+    at = np.append(0, np.log(size[1:] + 1) - np.log(size[0] + 1))
+    now = loss(at)
+    for _ in range(_MOST_STEPS):
+        gradient, curvature = _derivatives(at, scores, targets, weights)
+        if np.abs(gradient).max() <= 1e-9 * weights.sum():
+            break
+        step = np.linalg.solve(curvature, gradient)
+        length = 1.0
+        while (new := loss(at - length * step)) > now - 1e-4 * length * float(gradient @ step):
+            length /= 2
+            if length < 1e-10:
+                return float(at[0]), np.append(0, at[1:])
+        at, now = at - length * step, new
+    return float(at[0]), np.append(0, at[1:])
+
+
+def _derivatives(at: Floats, scores: Floats, targets: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Return gradient (classes,) and second derivatives of the loss by the slope and the shifts but the first."""
+    p = softmax(at[0] * scores + np.append(0, at[1:]))
+    wrong = (p - targets) * weights[:, None]
+    gradient = np.append((wrong * scores).sum(), wrong[:, 1:].sum(axis=0))
+    mean = (p * scores).sum(axis=1, keepdims=True)
+    weighted = p * weights[:, None]
+    curvature = np.empty((len(at), len(at)))
+    curvature[0, 0] = (weighted * np.square(scores - mean)).sum()
+    curvature[0, 1:] = curvature[1:, 0] = (weighted * (scores - mean)).sum(axis=0)[1:]
+    curvature[1:, 1:] = np.diag(weighted[:, 1:].sum(axis=0)) - weighted[:, 1:].T @ p[:, 1:]
+    curvature[np.diag_indices(len(at))] += 1e-12 * (1 + np.trace(curvature))  # where scores do not differ at all
+    return gradient, curvature

@@ -1,0 +1,376 @@
+"""What shallow heads share: views, normalised features, class weights, the choice among values, and the saved model.
+
+A head turns feature vectors into logits, one per class; its softmax is the probability. Each kind brings a function
+that fits one head for each of several settings on the same rows. All else is done here, in the same way for all:
+
+1. Each sample's views become one row (their mean, or the first) or several (`views: all`, which share its weight).
+2. Features are normalised by the statistics of the rows that are fitted.
+3. Where a key is a list, a head for each combination is fitted on training, and the one of lowest log loss on
+   validation is chosen; equals are decided by the order in params.yaml.
+4. `refit: true` fits that one again on training and validation together.
+
+Class weights have one meaning everywhere: a sample of weight 2 counts as two equal samples would, in statistics, losses
+and calibration.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+import numpy as np
+from pydantic import Field
+
+from stages.cli import UserError, warn
+from stages.params import Transfer, suggest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stages.transfers import Part, TrainingData
+
+    Floats = NDArray[np.float64]
+    Singles = NDArray[np.float32]
+    Indices = NDArray[np.int64]
+
+ROWS_AT_ONCE = 1024
+"""So many rows are predicted at a time, to keep memory flat."""
+
+
+class ShallowParams(Transfer):
+    """Keys of every shallow head. A key whose value is a list is chosen on validation."""
+
+    normalize: Literal["standard", "l2", "none"] = Field(
+        "standard", description="make features alike: mean 0 and variance 1 each, or each image's vector of length 1"
+    )
+    views: Literal["mean", "identity", "all"] = Field(
+        "mean",
+        description="of an image's stored views the mean, the first, or all: train on each and average predictions",
+    )
+    refit: bool = Field(True, description="fit again on training and validation together, once values are chosen")
+
+
+class WeightedParams(ShallowParams):
+    """Keys of the heads whose loss weighs samples."""
+
+    class_weight: Literal["none", "auto"] | dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        "none",
+        description="how much a sample of each class counts; auto: all classes the same in sum; a class not named: 1",
+    )
+
+
+Setting: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a head is fitted on.
+
+    features : (n, D) normalised; labels : (n,) as indices; weights : (n,) how often each row counts
+    images, groups : (n,) numbers of what a row belongs to; groups is None where the data set has none
+    classes : the names
+    """
+
+    features: Singles
+    labels: Indices
+    weights: Floats
+    images: Indices
+    groups: Indices | None
+    classes: list[str]
+
+
+class Head:
+    """A fitted head: a frozen dataclass whose fields are the arrays that it consists of."""
+
+    def logits(self, features: Singles) -> Floats:
+        """Return (n, classes) for normalised features (n, D)."""
+        raise NotImplementedError
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers the training has set."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ShallowModel:
+        """Make the model again from what it has saved."""
+        mean, factor = arrays.pop("mean", None), arrays.pop("factor", None)
+        return ShallowModel(facts, Normalization(facts["normalize"], mean, factor), cls(**arrays))
+
+
+@dataclass(frozen=True)
+class Linear(Head):
+    """logits = features @ weight + bias; weight : (D, classes), bias : (classes,)."""
+
+    weight: Floats
+    bias: Floats
+
+    def logits(self, features: Singles) -> Floats:
+        """Return (n, classes) for normalised features (n, D)."""
+        return features.astype(np.float64) @ self.weight + self.bias
+
+    @property
+    def trained_parameters(self) -> int:
+        """Weights and biases; of two classes only the difference is free."""
+        return (len(self.weight) + 1) * free_columns(len(self.bias))
+
+
+FitHeads: TypeAlias = Callable[[Rows, Sequence[Setting], int], Sequence[Head]]
+"""Fits one head for each setting on the same rows; the last argument is the seed."""
+
+
+def fit_shallow(params: ShallowParams, data: TrainingData, seed: int, fit_heads: FitHeads) -> ShallowModel:
+    """Choose among the settings on validation and return the fitted model.
+
+    Raises UserError for a class weight that names no class.
+    """
+    settings = grid(params)
+    chosen, choices = 0, []
+    if len(settings) > 1 or not params.refit:
+        normalization, rows = prepare(params, [data.training], data.classes)
+        heads = fit_heads(rows, settings, seed)
+        losses = [validation_loss(params, normalization, head, data.validation) for head in heads]
+        choices = [{**s, "validation_log_loss": loss} for s, loss in zip(settings, losses, strict=True)]
+        chosen = int(np.argmin(losses))
+        head = heads[chosen]
+    if params.refit:
+        normalization, rows = prepare(params, [data.training, data.validation], data.classes)
+        (head,) = fit_heads(rows, [settings[chosen]], seed)
+    return ShallowModel(facts_of(params, data.classes, settings[chosen], choices), normalization, head)
+
+
+def facts_of(params: ShallowParams, classes: list[str], chosen: Setting, choices: Sequence[Setting]) -> dict[str, Any]:
+    """Return what model.json says; choices are the settings that were tried, each with its validation log loss."""
+    return {
+        "kind": params.kind,
+        "classes": classes,
+        "views": params.views,
+        "normalize": params.normalize,
+        "chosen": dict(chosen),
+        "choices": [dict(choice) for choice in choices],
+    }
+
+
+def validation_loss(params: ShallowParams, normalization: Normalization, head: Head, validation: Part) -> float:
+    """Return the mean log loss of a head on the validation part, in nats."""
+    model = ShallowModel({"views": params.views}, normalization, head)
+    return log_loss(model.predict_proba(validation.activations), validation.labels)
+
+
+def grid(params: Transfer) -> list[Setting]:
+    """Return every combination of the values of the keys that may be lists, the last key changing fastest."""
+    lists = {name: value for name, value in params if isinstance(value, list)}
+    return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+
+
+def prepare(params: ShallowParams, parts: Sequence[Part], classes: list[str]) -> tuple[Normalization, Rows]:
+    """Return the rows of some parts together, normalised by their own statistics, and how to normalise others so."""
+    vectors = np.concatenate([choose_views(part.activations, params.views) for part in parts])  # (n, views, D)
+    count, views, _ = vectors.shape
+    labels = np.concatenate([part.labels for part in parts])
+    weights = class_weights(getattr(params, "class_weight", "none"), labels, classes)[labels] / views
+    names = [name for part in parts for name in part.groups or ()]
+    groups = np.unique(names, return_inverse=True)[1].astype(np.int64) if names else None
+
+    def repeat(array: NDArray[Any]) -> NDArray[Any]:
+        return np.repeat(array, views)
+
+    features = vectors.reshape(count * views, -1)
+    normalization = Normalization.of(params.normalize, features, repeat(weights))
+    return normalization, Rows(
+        features=normalization(features),
+        labels=repeat(labels),
+        weights=repeat(weights),
+        images=repeat(np.arange(count)),
+        groups=None if groups is None else repeat(groups),
+        classes=classes,
+    )
+
+
+def choose_views(activations: Singles, views: str) -> Singles:
+    """Return the vectors (n, views that are used, D) of activations (n, views, *shape)."""
+    vectors = activations.reshape(*activations.shape[:2], -1)
+    if views == "identity" or vectors.shape[1] == 1:
+        return vectors[:, :1]
+    return vectors if views == "all" else vectors.mean(axis=1, keepdims=True)
+
+
+def class_weights(wanted: str | Mapping[str, float], labels: Indices, classes: Sequence[str]) -> Floats:
+    """Return the weight of each class; raises UserError for a name that is no class."""
+    if wanted == "none":
+        return np.ones(len(classes))
+    if isinstance(wanted, str):
+        counts = np.bincount(labels, minlength=len(classes))
+        return len(labels) / (len(classes) * np.maximum(counts, 1.0))
+    for name in wanted:
+        if name not in classes:
+            raise UserError(f"class_weight names {name}, which is no class; {suggest(name, classes)}")
+    return np.array([wanted.get(name, 1.0) for name in classes])
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How features are made alike: (x - mean) * factor, or each row divided by its length, or nothing."""
+
+    how: str
+    mean: Singles | None = None
+    factor: Singles | None = None
+
+    @classmethod
+    def of(cls, how: str, features: Singles, weights: Floats) -> Normalization:
+        """Take the statistics of rows (n, D) of which each counts `weights` (n,) times."""
+        if how != "standard":
+            return cls(how)
+        mean = weighted_sums(weights, features) / weights.sum()
+        variance = weighted_sums(weights, features, mean.astype(np.float32)) / weights.sum()
+        # A feature that does not vary beyond rounding, as of a dead channel, says nothing: its factor is 0.
+        varies = variance > np.square(mean) * len(features) * np.finfo(np.float32).eps ** 2
+        factor = np.where(varies, 1 / np.sqrt(np.where(varies, variance, 1)), 0)
+        return cls(how, mean.astype(np.float32), factor.astype(np.float32))
+
+    def __call__(self, features: Singles) -> Singles:
+        """Return normalised copies of rows (n, D)."""
+        if self.mean is not None and self.factor is not None:
+            return (features - self.mean) * self.factor
+        return unit_length(features) if self.how == "l2" else features
+
+
+def weighted_sums(weights: Floats, features: Singles, center: Singles | None = None) -> Floats:
+    """Return the sums (D,) of rows (n, D), or of their squared distances from a center, weighted."""
+    total = np.zeros(features.shape[1])
+    for start in range(0, len(features), ROWS_AT_ONCE):
+        rows = features[start : start + ROWS_AT_ONCE]
+        rows = rows if center is None else np.square(rows - center)
+        total += weights[start : start + ROWS_AT_ONCE] @ rows
+    return total
+
+
+def unit_length(features: Singles) -> Singles:
+    """Return the rows (n, D) divided by their lengths; rows of zeros stay zeros."""
+    length: Singles = np.sqrt(np.square(features).sum(axis=1, keepdims=True))
+    length[length == 0] = 1
+    return features / length
+
+
+@dataclass(frozen=True)
+class ShallowModel:
+    """Views, normalisation and a head, as one model; facts is what model.json holds, history what history.csv does."""
+
+    facts: dict[str, Any]
+    normalization: Normalization
+    head: Head
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The values that were chosen, or the only ones there were."""
+        return dict(self.facts["chosen"])
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers the training has set; the normalisation's are not counted."""
+        return self.head.trained_parameters
+
+    def predict_proba(self, activations: Singles) -> Floats:
+        """Return the probabilities (n, classes) for activations (n, views, *shape)."""
+        vectors = choose_views(activations, self.facts["views"])
+        count, views, width = vectors.shape
+        step = max(1, ROWS_AT_ONCE // views)
+        found = [
+            softmax(self.head.logits(self.normalization(vectors[i : i + step].reshape(-1, width))))
+            for i in range(0, max(count, 1), step)
+        ]
+        probabilities: Floats = np.concatenate(found).reshape(count, views, -1).mean(axis=1)
+        return probabilities
+
+    def save(self, folder: Path) -> None:
+        """Write the model into a folder."""
+        from stages.store.models import write_arrays
+
+        arrays = {f.name: getattr(self.head, f.name) for f in fields(self.head)}  # type: ignore[arg-type]
+        normalization = {"mean": self.normalization.mean, "factor": self.normalization.factor}
+        arrays |= {name: array for name, array in normalization.items() if array is not None}
+        write_arrays(folder, self.facts, arrays)
+
+
+def softmax(logits: Floats) -> Floats:
+    """Return probabilities (n, classes) that sum to one in each row."""
+    powers: Floats = np.exp(logits - logits.max(axis=1, keepdims=True))
+    powers /= powers.sum(axis=1, keepdims=True)
+    return powers
+
+
+def log_loss(probabilities: Floats, labels: Indices) -> float:
+    """Return the mean log loss in nats; a probability of zero counts as the least positive number."""
+    own = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean())
+
+
+def free_columns(classes: int) -> int:
+    """Return how many columns of scores are free: of two classes one is the other's opposite."""
+    return 1 if classes == 2 else classes
+
+
+def opposite(score: Floats) -> Floats:
+    """Return two columns of logits (..., 2) whose difference is the score of the second class (..., 1)."""
+    return np.concatenate([-score / 2, score / 2], axis=-1)
+
+
+def fit_logistic(features: Floats, rows: Rows, costs: Sequence[float], seed: int) -> list[tuple[Floats, Floats]]:
+    """Fit logistic regression to features (n, columns) of the rows for each C, in the order given.
+
+    Returns weights (columns, classes) and bias (classes,) that minimise |w|^2 / 2 + C * sum of the log losses.
+    """
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    # Newton's method needs few steps, and from one C to the next larger one only a few more.
+    model = LogisticRegression(solver="newton-cg", tol=1e-6, max_iter=1000, warm_start=True, random_state=seed)
+    fitted: dict[float, tuple[Floats, Floats]] = {}
+    for cost in sorted(costs):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            model.set_params(C=cost).fit(features, rows.labels, rows.weights)
+        if any(issubclass(w.category, ConvergenceWarning) for w in caught):
+            warn(f"logistic regression with C {cost:g} stopped short of its optimum; a smaller C is easier to fit")
+        weight, bias = model.coef_.T.astype(np.float64), model.intercept_.astype(np.float64)
+        fitted[cost] = (opposite(weight), opposite(bias)) if len(rows.classes) == 2 else (weight, bias)
+    return [fitted[cost] for cost in costs]
+
+
+def coordinates(features: Singles) -> tuple[Floats, Callable[[Floats], Floats]]:
+    """Return features in double precision, in fewer columns where there are more columns than rows.
+
+    A rotation changes no linear method that treats all directions alike, and n rows span at most n directions: with
+    X X^T = L L^T the rows of L (n, n) have the inner products of the rows of X (n, D). Also returns the function that
+    turns weights (columns, k) for L into those for X: X^T L^-T w.
+    """
+    from scipy.linalg import cholesky, solve_triangular
+
+    count, width = features.shape
+    if width <= count:
+        return features.astype(np.float64), lambda weight: weight
+    products = inner_products(features)
+    # Rows may depend on each other (centred ones do): each gets a column of its own, of a 10,000th of its length.
+    products[np.diag_indices(count)] += 1e-8 * np.trace(products) / count
+    lower = cholesky(products, lower=True, overwrite_a=True, check_finite=False)
+
+    def back(weight: Floats) -> Floats:
+        dual: Floats = solve_triangular(lower, weight, lower=True, trans="T", check_finite=False)
+        return features.T @ dual
+
+    return lower, back
+
+
+def inner_products(features: Singles) -> Floats:
+    """Return X X^T (n, n) in double precision, taking some columns of X (n, D) at a time."""
+    total = np.zeros((len(features), len(features)))
+    for start in range(0, features.shape[1], 1024):
+        block = features[:, start : start + 1024].astype(np.float64)
+        total += block @ block.T
+    return total

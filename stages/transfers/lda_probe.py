@@ -1,0 +1,76 @@
+"""Linear discriminant analysis as a reduction: from thousands of features to one score per class, then a linear probe.
+
+The probe is logistic regression on the scores, each with a weight of its own. It is trained on scores that each sample
+got from discriminants that had not seen it, nor any sample of its group: on those that had seen it the classes lie
+apart as they never will again. Shrinkage as in lda.py.
+
+    runs: {lda-probe: {dataset: cells, features: lite0, transfer: {kind: lda_probe, C: [0.1, 1, 10]}}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from stages.params import OneOrMany
+from stages.transfers._lda import Shrinkage, discriminants, shrinkage_field
+from stages.transfers._platt import out_of_fold
+from stages.transfers._shallow import Linear, ShallowModel, WeightedParams, coordinates, fit_logistic, fit_shallow
+
+if TYPE_CHECKING:
+    from stages.transfers import TrainingData
+    from stages.transfers._shallow import Floats, Indices, Rows, Setting
+
+FAMILY = "feature"
+VERSION = 1
+
+
+class Params(WeightedParams):
+    """Keys of a linear probe on linear discriminants."""
+
+    kind: Literal["lda_probe"] = Field(description="linear discriminant analysis as a reduction, then a linear probe")
+    shrinkage: Shrinkage = shrinkage_field()
+    C: OneOrMany[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        [1.0], description="how much the samples count against the penalty on the probe's weights"
+    )
+
+
+load = Linear.load
+
+
+def fit(params: Params, data: TrainingData, seed: int) -> ShallowModel:
+    """Fit on feature vectors; raises UserError for a class with a single image."""
+    return fit_shallow(params, data, seed, _heads)
+
+
+def _heads(rows: Rows, settings: Sequence[Setting], seed: int) -> list[Linear]:
+    features, back = coordinates(rows.features)
+    width, shrinkages = rows.features.shape[1], list(dict.fromkeys(setting["shrinkage"] for setting in settings))
+
+    def fit_on(inside: Indices) -> list[tuple[Floats, Floats]]:
+        fitted = discriminants(features[inside], width, rows.labels[inside], rows.weights[inside], shrinkages)
+        return [_axes(weight, bias) for weight, bias in fitted]
+
+    def score(inside: Indices, outside: Indices) -> Floats:
+        return np.stack([features[outside] @ weight + bias for weight, bias in fit_on(inside)])
+
+    heads = {}
+    reductions = zip(shrinkages, fit_on(np.arange(len(features))), out_of_fold(rows, seed, score), strict=True)
+    for shrinkage, (weight, bias), scores in reductions:
+        share = rows.weights / rows.weights.sum()
+        spread = np.sqrt(share @ np.square(scores - share @ scores)) + np.finfo(np.float64).tiny
+        costs = sorted({setting["C"] for setting in settings if setting["shrinkage"] == shrinkage})
+        for cost, (on_scores, shift) in zip(costs, fit_logistic(scores / spread, rows, costs, seed), strict=True):
+            probe = on_scores / spread[:, None]  # (axes, classes)
+            heads[shrinkage, cost] = Linear(back(weight @ probe), bias @ probe + shift)
+    return [heads[setting["shrinkage"], setting["C"]] for setting in settings]
+
+
+def _axes(weight: Floats, bias: Floats) -> tuple[Floats, Floats]:
+    """Return the scores of the probe: one per class, their mean taken off; of two classes the one difference."""
+    if len(bias) == 2:
+        return weight[:, 1:] - weight[:, :1], bias[1:] - bias[:1]
+    return weight - weight.mean(axis=1, keepdims=True), bias - bias.mean()
