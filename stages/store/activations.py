@@ -30,6 +30,19 @@ SHARD_BYTES = 256_000_000
 """About the size of one file: few files for DVC, yet small enough to send one again when a transfer breaks."""
 
 Array = npt.NDArray[Any]
+Digests = npt.NDArray[np.bytes_]
+"""Image hashes as numbers (n,): 32 bytes each, which sort as their text does."""
+
+
+def to_digests(image_hashes: Sequence[str]) -> Digests:
+    """Turn image hashes, hexadecimal, into numbers."""
+    return np.frombuffer(bytes.fromhex("".join(image_hashes)), "S32")
+
+
+def to_hashes(digests: Digests) -> list[str]:
+    """Turn what `to_digests` gave into hexadecimal again."""
+    text = digests.tobytes().hex()  # not one by one: numpy drops zeros from the end of a single item
+    return [text[at : at + 64] for at in range(0, len(text), 64)]
 
 
 class RowWriter:
@@ -111,10 +124,10 @@ def write_features(
                     writer.append(piece)
             facts["bytes_per_image"] += writer.bytes_per_row
             facts["logits_per_file"] = writer.rows_per_file
-        rows = pa.array(range(count), pa.int64())
-        write_table(new / "index.parquet", pa.table({"image_hash": pa.array(image_hashes, pa.string()), "row": rows}))
-        columns = {"image_hash": sorted(rejected), "reason": [rejected[image_hash] for image_hash in sorted(rejected)]}
-        write_table(new / "rejected.parquet", pa.table({k: pa.array(v, pa.string()) for k, v in columns.items()}))
+        write_table(new / "index.parquet", pa.table({"image_hash": _text(image_hashes), "row": np.arange(count)}))
+        reasons = [rejected[image_hash] for image_hash in sorted(rejected)]
+        columns = {"image_hash": _text(sorted(rejected)), "reason": _text(reasons)}
+        write_table(new / "rejected.parquet", pa.table(columns))
         link_or_copy(backbone / "weights.safetensors", new / "backbone.safetensors")
         link_or_copy(backbone / "network.json", new / "network.json")
         write_json(new / "features.json", facts)
@@ -132,13 +145,13 @@ class FeatureStore:
         self.facts: dict[str, Any] = read_json(folder / "features.json")
         self.views: list[str] = self.facts["views"]
         self.shape: tuple[int, ...] = tuple(self.facts["shape"])
-        self._hashes = read_table(folder / "index.parquet", ["image_hash"])["image_hash"].combine_chunks()
+        self._digests = to_digests(read_table(folder / "index.parquet", ["image_hash"])["image_hash"].to_pylist())
         self._files: dict[str, Array] = {}
 
     @property
     def image_hashes(self) -> list[str]:
         """The hashes of the images that have a row, in the order of the rows."""
-        return list(self._hashes.to_pylist())
+        return to_hashes(self._digests)
 
     @property
     def rejected(self) -> dict[str, str]:
@@ -147,15 +160,13 @@ class FeatureStore:
         return dict(zip(table["image_hash"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
     def __len__(self) -> int:
-        return len(self._hashes)
+        return len(self._digests)
 
     def rows(self, image_hashes: Sequence[str]) -> npt.NDArray[np.int64]:
         """Return the row of each image, -1 where it has none."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        found = pc.index_in(pa.array(image_hashes, pa.string()), value_set=self._hashes)
-        return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), np.int64)
+        wanted = to_digests(image_hashes)
+        found = np.minimum(np.searchsorted(self._digests, wanted), len(self) - 1)
+        return np.where(self._digests[found] == wanted, found, -1)
 
     def read(self, rows: npt.ArrayLike, views: Sequence[str] | None = None) -> npt.NDArray[np.float32]:
         """Return activations (n, views, *shape) of n rows, of all views or of those named, in the order asked for.
@@ -205,6 +216,13 @@ class FeatureStore:
 def read_features(name: str | Path) -> FeatureStore:
     """Open data/features/<name>/, or any folder of features given as a path; raises UserError when it is not there."""
     return FeatureStore(name if isinstance(name, Path) else FEATURES / name)
+
+
+def _text(values: Sequence[str]) -> Any:
+    import pyarrow as pa
+
+    # By way of numpy: of a list pyarrow would ask pandas whether it is one of its own, and import it for that.
+    return pa.array(np.array(values, np.str_), pa.string())
 
 
 def _shard(folder: Path, stem: str, number: int) -> Path:

@@ -1,0 +1,220 @@
+"""Compute what comes out at the cut, once for every image and view.
+
+    data/raw/<images>/, a backbone's folder  ->  data/features/<name>/, data/costs/extract/<name>.json
+
+Below the cut all is frozen: what the cache holds is never computed again, and a killed extraction goes on from there.
+The output is always rebuilt whole from the cache, in the order of the image hashes: its bytes do not tell what was
+computed when.
+
+    python -m stages.extract lite0
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.backbones.backbone import Backbone, load_backbone
+from stages.backbones.engines import open_engine
+from stages.backbones.passes import LOGITS, Passes
+from stages.cli import UserError, progress, run_stage
+from stages.files import COSTS, DATA, FEATURES, hash_json, write_json
+from stages.params import Features
+from stages.samples.decoding import PREPROCESSING_VERSION
+from stages.sources._raw import Images, read_images
+from stages.store.activations import read_features, to_digests, to_hashes, write_features
+from stages.store.cache import ActivationCache, Column, DamagedShardError, Stored
+
+Array = npt.NDArray[Any]
+
+ATTEMPTS = 10
+PIECE_BYTES = 16 * 2**20
+"""How much of the output is put together in memory before it is written."""
+_NETWORK = ("library", "network", "weights_hash", "mean", "std")
+
+
+def extract(name: str, entry: Features) -> None:
+    """Write data/features/<name>/ as its entry in params.yaml describes it, and what it has cost."""
+    images = read_images(entry.images)
+    backbone = load_backbone(DATA / entry.backbone)
+    cache, columns = ActivationCache(_context(entry, backbone)), _columns(entry)
+    digests, rows = np.unique(to_digests(images.image_hashes), return_index=True)
+    rejected: dict[str, str] = {}
+    for _ in range(ATTEMPTS):  # the second finds what the first has computed; more are needed where a shard is damaged
+        decodable = ~np.isin(digests, to_digests(list(rejected)))
+        if not decodable.any():
+            raise UserError(_nothing_left(images, rejected))
+        stored = cache.find(digests[decodable], columns)
+        if stored.complete:
+            with suppress(DamagedShardError):
+                _write(name, entry, backbone, stored, rejected)
+                return
+        else:
+            rejected |= _compute(images, rows[decodable], stored, entry, backbone, cache)
+    raise RuntimeError(f"{ATTEMPTS} attempts: the cache does not keep what is written into it")
+
+
+def _columns(entry: Features) -> list[Column]:
+    """What is stored of an image; the logits of the first size and the view identity alone."""
+    sizes, views = entry.image_size, entry.all_views
+    columns = [Column(size, view, layer) for size in sizes for view in views for layer in entry.all_layers]
+    return columns + [Column(sizes[0], views[0], LOGITS)] * entry.logits
+
+
+def _context(entry: Features, backbone: Backbone) -> dict[str, Any]:
+    """All that changes a stored number, beside the image and the column."""
+    pixels = {
+        "resize": entry.resize,
+        "interpolation": backbone.facts["interpolation"],
+        "preprocessing_version": PREPROCESSING_VERSION,
+        "pillow": version("pillow"),
+    }
+    if entry.cut == "image":
+        return pixels
+    network = {fact: backbone.facts[fact] for fact in _NETWORK}
+    outputs = "averaged" if entry.cut == "pooled" else "whole"
+    engine = dict(open_engine(backbone, entry).identity)
+    return {**pixels, **network, "outputs": outputs, "dtype": entry.dtype, "engine": engine}
+
+
+def _nothing_left(images: Images, rejected: Mapping[str, str]) -> str:
+    reason = next(iter(rejected.values()), "there are none")
+    return f"data/raw/{images.name}: none of {len(images)} images can be decoded ({reason})"
+
+
+def _compute(
+    images: Images,
+    rows: npt.NDArray[np.int64],
+    stored: Stored,
+    entry: Features,
+    backbone: Backbone,
+    cache: ActivationCache,
+) -> dict[str, str]:
+    """Put into the cache what is missing there, and return the reason for each image that cannot be decoded.
+
+    rows : where in `images` each of the images is that were looked up.
+    """
+    rejected: dict[str, str] = {}
+    hashes = images.table["image_hash"]
+    with cache.writer() as writer:
+        for columns, positions in stored.lacking():
+            wanted = np.sort(rows[positions]).tolist()  # in the order in which they lie on the disk
+            passes = Passes(columns, entry, backbone)
+            computed = passes.compute((hashes[row].as_py(), partial(images.read, row)) for row in wanted)
+            for batch in progress(computed, len(wanted), "image", lambda batch: len(batch.image_hashes)):
+                if batch.reason:
+                    rejected[batch.image_hashes[0]] = batch.reason
+                else:
+                    writer.add(batch.image_hashes, batch.channels, batch.rows)
+            writer.flush()  # a shard's images all have the same columns
+    return rejected
+
+
+class _Block(NamedTuple):
+    """Where, along the first axis of what is stored, the output of a layer at a size lies."""
+
+    size: int
+    layer: str
+    start: int
+    stop: int
+
+
+def _blocks(entry: Features, stored: Stored) -> list[_Block]:
+    blocks: list[_Block] = []
+    for size in entry.image_size:
+        for layer in entry.all_layers:
+            start = blocks[-1].stop if blocks else 0
+            blocks.append(_Block(size, layer, start, start + stored.shape(Column(size, "identity", layer))[0]))
+    return blocks
+
+
+def _write(name: str, entry: Features, backbone: Backbone, stored: Stored, rejected: Mapping[str, str]) -> None:
+    """Write the output and what it has cost; raises DamagedShardError."""
+    blocks = _blocks(entry, stored)
+    shape = (blocks[-1].stop, *stored.shape(stored.columns[0])[1:])
+    logits = stored.columns[-1] if entry.logits else None
+    dtype = "uint8" if entry.cut == "image" else entry.dtype
+    facts = {
+        "features": name,
+        "images": entry.images,
+        "entry": entry.model_dump(mode="json"),
+        "views": entry.all_views,
+        "shape": list(shape),
+        "dtype": dtype,
+        "blocks": [block._asdict() for block in blocks],
+        "logits": stored.shape(logits)[0] if logits else None,
+        "operations": Passes(stored.columns, entry, backbone).operations(stored.channels),
+        "weights_hash": backbone.weights_hash,
+        "network": backbone.facts,
+        "preprocessing_version": PREPROCESSING_VERSION,
+        "content_hash": _content_hash(entry, backbone),
+        "engine": dict(open_engine(backbone, entry).identity),
+    }
+    activations = _activations(stored, entry, blocks, shape, dtype)
+    rows_of_logits = _logits(stored, logits) if logits else ()
+    hashes = to_hashes(stored.digests)
+    write_features(FEATURES / name, facts, hashes, rejected, activations, rows_of_logits, DATA / entry.backbone)
+    _write_cost(name, stored)
+
+
+def _activations(
+    stored: Stored, entry: Features, blocks: Sequence[_Block], shape: tuple[int, ...], dtype: str
+) -> Iterator[Array]:
+    """Put together (n, views, *shape), piece by piece, in the order of the hashes."""
+    views, columns = entry.all_views, [column for column in stored.columns if column.output != LOGITS]
+    place = {(block.size, block.layer): slice(block.start, block.stop) for block in blocks}
+    for images in _split(stored, len(views) * math.prod(shape) * np.dtype(dtype).itemsize):
+        piece = np.empty((len(images), len(views), *shape), dtype)
+        for column, at, rows in stored.read(images, columns):
+            # Where some images are in colour, the one channel of a grey one is repeated.
+            piece[at, views.index(column.view), place[column.size, column.output]] = rows
+        yield piece
+
+
+def _logits(stored: Stored, column: Column) -> Iterator[Array]:
+    shape = stored.shape(column)
+    for images in _split(stored, 4 * math.prod(shape)):
+        piece = np.empty((len(images), *shape), np.float32)
+        for _, at, rows in stored.read(images, [column]):
+            piece[at] = rows
+        yield piece
+
+
+def _split(stored: Stored, bytes_per_image: int) -> Iterator[npt.NDArray[np.int64]]:
+    positions = np.arange(len(stored.digests))
+    step = max(1, PIECE_BYTES // bytes_per_image)
+    return (positions[start : start + step] for start in range(0, len(positions), step))
+
+
+def _content_hash(entry: Features, backbone: Backbone) -> str:
+    """The fingerprint of what the numbers mean; where images and weights lie, engine and machine have no part in it."""
+    written = entry.model_dump(mode="json", exclude={"images", "backbone"})
+    network = {fact: backbone.facts[fact] for fact in (*_NETWORK, "interpolation")}
+    meaning = {**written, "views": entry.all_views, "layers": entry.all_layers, "network": network}
+    return hash_json({**meaning, "preprocessing_version": PREPROCESSING_VERSION})
+
+
+def _write_cost(name: str, stored: Stored) -> None:
+    """Write what it cost when it was computed, which may have been for other features and long ago."""
+    facts, cost = read_features(name).facts, stored.cost()
+    seconds = {key: round(cost[key], 3) for key in ("seconds", "core_seconds")}
+    written = {
+        **seconds,
+        "images": facts["count"],
+        "images_per_second": round(facts["count"] / max(cost["seconds"], 1e-9), 2),
+        "peak_memory_bytes": int(cost["peak_memory_bytes"]),
+        "bytes": facts["count"] * facts["bytes_per_image"],
+        "operations": facts["operations"],
+    }
+    write_json(COSTS / "extract" / f"{name}.json", written)
+
+
+if __name__ == "__main__":
+    run_stage(extract, level="features")
