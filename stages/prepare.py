@@ -25,6 +25,7 @@ from stages.samples.labels import Labels, make_labels
 from stages.samples.parts import check_groups, leaks, read_parts
 from stages.samples.pictures import contact_sheet, file_names, write_picture
 from stages.samples.splitting import join, make_strata, split, split_as_brought
+from stages.samples.thumbnails import write_thumbnails
 from stages.samples.table import OWN_COLUMNS, samples_table, write_samples
 from stages.sources._raw import Images, read_images
 
@@ -54,6 +55,7 @@ def prepare(name: str, entry: Dataset) -> None:
     with new_folder(PREPARED / name) as folder:
         table = samples_table(source, checked, labels, groups, parts)
         pictures = write_sheets(folder / "pictures", images, rows, labels)
+        write_thumbnails(folder / "thumbnails.parquet", images, rows)
         write_samples(
             folder,
             name,
