@@ -20,14 +20,15 @@ _FONT_SIZE = 12
 def contact_sheet(
     images: Sequence[Image.Image], captions: Sequence[str] = (), *, columns: int = 8, side: int = 120
 ) -> Image.Image:
-    """Lay decoded images out row by row, each fitted into a square of `side` pixels, a line of text below each.
+    """Lay decoded images out row by row, each fitted into a square of `side` pixels, its caption below.
 
-    captions : one per image, or none at all; what is too long for its square is cut off. Grey images give a grey sheet.
+    captions : one per image, or none at all, of one or several lines; what is too long for its square is cut off.
+    Grey images give a grey sheet.
     """
     if captions and len(captions) != len(images):
         raise ValueError(f"{len(images)} images, but {len(captions)} captions")
     columns = max(1, min(columns, len(images)))
-    text_height = _FONT_SIZE + _GAP if captions else 0
+    text_height = (_FONT_SIZE + _GAP) * max((caption.count("\n") + 1 for caption in captions), default=0)
     width, height = side + _GAP, side + _GAP + text_height
     rows = -(-len(images) // columns)
     mode = "RGB" if any(image.mode == "RGB" for image in images) else "L"
@@ -38,7 +39,9 @@ def contact_sheet(
         small = ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
         sheet.paste(small, (left + (side - small.width) // 2, top + (side - small.height) // 2))
         if captions:
-            draw.text((left, top + side + 1), _fitted(captions[number], side, font), fill="black", font=font)
+            for line, text in enumerate(captions[number].split("\n")):
+                place = (left, top + side + 1 + line * (_FONT_SIZE + _GAP))
+                draw.text(place, _fitted(text, side, font), fill="black", font=font)
     return sheet
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,28 +163,26 @@ def draw_pictures(folder: Path, outcomes: Outcomes, rows: dict[str, list[Row]]) 
     classes = outcomes.classes
     counts = confusion_counts(outcomes)
     side = 4.5 if len(classes) <= MOST_NAMES else 7.0
-    _draw(folder / "confusion.png", side, lambda axes: _draw_confusion(axes, classes, counts))
-    _draw(folder / "roc.png", 4.5, lambda axes: _draw_curves(axes, rows["roc"], ("fpr", "tpr"), classes, _ROC_NAMES))
-    _draw(
-        folder / "precision_recall.png",
-        4.5,
-        lambda axes: _draw_curves(axes, rows["precision_recall"], ("recall", "precision"), classes, _PR_NAMES),
-    )
-    _draw(folder / "reliability.png", 4.5, lambda axes: _draw_reliability(axes, rows["reliability"]))
+    _draw(folder / "confusion.png", side, True, lambda axes: _draw_confusion(axes, classes, counts))
+    for name, keys in (("roc", ("fpr", "tpr")), ("precision_recall", ("recall", "precision"))):
+        _draw(folder / f"{name}.png", 4.5, False, partial(_draw_curves, rows=rows[name], keys=keys, classes=classes))
+    _draw(folder / "reliability.png", 4.5, False, lambda axes: _draw_reliability(axes, rows["reliability"]))
 
 
-_ROC_NAMES = ("false positive rate", "true positive rate")
-_PR_NAMES = ("recall", "precision")
+_AXIS_NAMES = {"fpr": "false positive rate", "tpr": "true positive rate", "recall": "recall", "precision": "precision"}
 
 
-def _draw(path: Path, side: float, draw: Callable[[Axes], None]) -> None:
-    """Draw one picture and write it as PNG; equal figures give equal bytes, so no date and no version goes into it."""
+def _draw(path: Path, side: float, names: bool, draw: Callable[[Axes], None]) -> None:
+    """Draw one picture and write it as PNG; equal figures give equal bytes, so no date and no version goes into it.
+
+    names : whether room must be found for the names of classes beside the axes, which takes twice the time
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(side, side), dpi=110, layout="tight")
+    figure = Figure(figsize=(side, side), dpi=110, layout="tight" if names else None)
     FigureCanvasAgg(figure)
-    draw(figure.add_subplot())
+    draw(figure.add_subplot() if names else figure.add_axes((0.14, 0.12, 0.82, 0.78)))
     with new_file(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
@@ -203,9 +202,7 @@ def _draw_confusion(axes: Axes, classes: Sequence[str], counts: NDArray[np.int64
         axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", color=ink, fontsize=9 if len(classes) < 8 else 6)
 
 
-def _draw_curves(
-    axes: Axes, rows: Iterable[Row], keys: tuple[str, str], classes: Sequence[str], names: tuple[str, str]
-) -> None:
+def _draw_curves(axes: Axes, rows: Iterable[Row], keys: tuple[str, str], classes: Sequence[str]) -> None:
     """Draw the mean over the repeats of each class, and thinly each repeat where there are two classes."""
     curves = list(_curves(rows, keys))
     for c in [name for name in classes if any(name == of for of, _, _ in curves)][:MOST_LINES]:
@@ -215,12 +212,13 @@ def _draw_curves(
         axes.plot(mine[0][0], np.mean([y for _, y in mine], axis=0), linewidth=1.6, label=_short(c))
     if keys[0] == "fpr":
         axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
-    axes.set(xlabel=names[0], ylabel=names[1], xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axes.set(xlabel=_AXIS_NAMES[keys[0]], ylabel=_AXIS_NAMES[keys[1]], xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.set_aspect("equal")
     title = "mean over the repeats, and each repeat" if len(classes) == 2 else "mean over the repeats"
     many = f", the first {MOST_LINES} classes" if len(classes) > max(MOST_LINES, 2) else ""
     axes.set_title(title + many, fontsize=9)
-    axes.legend(loc="lower right" if keys[0] == "fpr" else "lower left", fontsize=8)
+    if curves:
+        axes.legend(loc="lower right" if keys[0] == "fpr" else "lower left", fontsize=8)
 
 
 def _curves(rows: Iterable[Row], keys: tuple[str, str]) -> Iterator[tuple[str, Floats, Floats]]:
