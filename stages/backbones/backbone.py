@@ -1,4 +1,4 @@
-"""A backbone as it lies in a folder: weights.safetensors and network.json, under data/raw/, or beside features or a model."""
+"""A backbone as it lies in a folder: weights.safetensors and network.json, and the same beside features and models."""
 
 from __future__ import annotations
 

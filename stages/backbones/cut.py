@@ -1,12 +1,12 @@
-"""Where a network is cut: what lies below a named module and is frozen, what lies above it, and outputs taken in passing.
+"""Where a network is cut: what lies below a named module and is frozen, what lies above, and outputs taken in passing.
 
 The network is traced shallowly with torch.fx: only the containers on the way to a named module are opened, every other
-module stays one call of the original object. Below the cut is all that its output is computed from; above is all that the
-logits are computed from, down to that output. If the image itself is still reached on the way down, a skip connection
-crosses the cut, and it is refused. No family of networks is known by name here, the graph alone decides; and each result
-is checked once on random images against the undivided network, bit for bit.
+module stays one call of the original object. Below the cut is all that its output is computed from; above is all that
+the logits are computed from, down to that output. If the image itself is still reached on the way down, a skip
+connection crosses the cut, and it is refused. No family of networks is known by name here, the graph alone decides; and
+each result is checked once on random images against the undivided network, bit for bit.
 
-    pooled   what the last linear layer reads, the one whose output is the logits (dropout before it stands above the cut)
+    pooled   what the last linear layer reads, whose output is the logits (dropout before it stands above the cut)
     image    the image itself: nothing is frozen
 
 Images are normalised, (B, 3, S, S).
@@ -35,8 +35,8 @@ POOLED, IMAGE, LOGITS = "pooled", "image", "logits"
 class Split:
     """A network in two parts, which share its modules.
 
-    below : image -> activation (B, *shape); above : activation -> logits (B, classes). Both are in eval mode; for training
-    call above.train(), never below.train().
+    below : image -> activation (B, *shape); above : activation -> logits (B, classes). Both are in eval mode; for
+    training call above.train(), never below.train().
     """
 
     below: nn.Module
@@ -53,7 +53,7 @@ def split(network: nn.Module, cut: str, image_size: int) -> Split:
     images = random_images(image_size)
     if cut == IMAGE:
         return Split(nn.Identity(), network, tuple(images.shape[1:]))
-    with _plain_attention(), torch.no_grad():
+    with plain_attention(), torch.no_grad():
         run = _run(network, images, (cut,))
         traced = _trace(network, (cut,), run)
         at = traced.node(cut)
@@ -82,16 +82,16 @@ def split(network: nn.Module, cut: str, image_size: int) -> Split:
 def taken(network: nn.Module, cut: str, layers: Sequence[str], logits: bool, image_size: int) -> nn.Module:
     """Return a module that maps images to a tuple: the output at the cut, or of each layer, pooled; then the logits.
 
-    cut : a module whose output is given as it is (B, *shape); or `pooled`, and then `layers` (if any, else `pooled` alone)
-    are given as vectors (B, D): of a map the mean over its area, of tokens the class token, where there is one, and the
-    mean of the others. Such a layer need not be a place to cut at.
+    cut : a module whose output is given as it is (B, *shape); or `pooled`, and then `layers` (if any, else `pooled`
+    alone) are given as vectors (B, D): of a map the mean over its area, of tokens the class token, where there is one,
+    and the mean of those of the patches. Such a layer need not be a place to cut at.
     Raises UserError for a name that is no module, a cut that `split` refuses, and an output whose axes are not plain.
     """
     names = tuple(layers) if cut == POOLED and layers else (cut,)
     if cut != POOLED:
         split(network, cut, image_size)  # what is stored is to be trained above: refuse now what cannot be
     images = random_images(image_size)
-    with _plain_attention(), torch.no_grad():
+    with plain_attention(), torch.no_grad():
         run = _run(network, images, names)
         traced = _trace(network, names, run)
         results, expected = [], []
@@ -117,8 +117,8 @@ def taken(network: nn.Module, cut: str, layers: Sequence[str], logits: bool, ima
 def cuts(network: nn.Module, image_size: int) -> list[str]:
     """Return the modules at which a network can be cut, from the image up, and `pooled` where there is one.
 
-    Found without tracing: a module is a cut when it runs once and every way from the logits to the image leads through its
-    output; that is, when its node dominates the graph that autograd records.
+    Found without tracing: a module is a cut when it runs once and every way from the logits to the image leads through
+    its output; that is, when its node dominates the graph that autograd records.
     """
     found: dict[str, list[Any]] = {}
 
@@ -179,7 +179,7 @@ class _Run:
 
 
 def _run(network: nn.Module, images: Tensor, names: Sequence[str]) -> _Run:
-    """Pass images and note the outputs of modules. Raises UserError for a name that is no module, and for no `pooled`."""
+    """Pass images and note the outputs of modules; raises UserError for a name that is no module, or no `pooled`."""
     modules = dict(network.named_modules())
     for name in names:
         if name != POOLED and (name not in modules or not name):
@@ -210,8 +210,8 @@ def _run(network: nn.Module, images: Tensor, names: Sequence[str]) -> _Run:
         run.pooled = logits  # a network without a classifier ends in what one would read
     if POOLED in names and (run.pooled is None or run.pooled.ndim != 2):
         raise UserError(
-            "pooled: the logits of this network do not come from one linear layer that reads a vector; name a layer under "
-            f"layers instead; {_others(network, POOLED, images.shape[-1])}"
+            "pooled: the logits of this network do not come from one linear layer that reads a vector; name a layer "
+            f"under layers instead; {_others(network, POOLED, images.shape[-1])}"
         )
     return run
 
@@ -239,7 +239,7 @@ def _others(network: nn.Module, name: str, image_size: int) -> str:
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
     """Keep nn.MultiheadAttention off its fast path, which rounds otherwise and is taken only without gradients."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -293,9 +293,9 @@ class _Tracer(fx.Tracer):
     """Opens only the containers that hold a named module; all else stays a call of the original object."""
 
     def __init__(self, names: Sequence[str]):
-        from timm.layers import get_notrace_functions
+        from timm import layers
 
-        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
+        super().__init__(autowrap_functions=tuple(layers.get_notrace_functions()))  # type: ignore
         self.opened = {"", *(n.rsplit(".", k)[0] for n in names for k in range(1, n.count(".") + 1))}
         self.outputs: dict[str, fx.Node] = {}
 
@@ -373,7 +373,7 @@ def _in_a_norm(network: nn.Module, name: str) -> bool:
 
 
 def _reach(nodes: Sequence[fx.Node], stop: fx.Node | None = None) -> set[fx.Node]:
-    """Return all that some nodes are computed from, themselves included, down to the image or to `stop`, which is not."""
+    """Return some nodes and all that they are computed from, down to the image, or to `stop`, which is left out."""
     found: set[fx.Node] = set()
     todo = list(nodes)
     while todo:
@@ -457,8 +457,8 @@ def _pooling(network: nn.Module, name: str, output: Tensor, image_size: int) -> 
         if first != last:
             return (_mean_of_channels_last_map if first else _mean_of_map), ()
     raise UserError(
-        f"layers: {name}: its output for 2 images is {' x '.join(map(str, output.shape))}, which is not plainly a vector, "
-        "a map or tokens; name another layer"
+        f"layers: {name}: its output for 2 images is {' x '.join(map(str, output.shape))}, which is not plainly a "
+        "vector, a map or tokens; name another layer"
     )
 
 
@@ -473,8 +473,8 @@ def _axes_of_map(network: nn.Module, name: str, output: Tensor, image_size: int)
 
 
 def _pooling_of_tokens(network: nn.Module, name: str, tokens: int, width: int) -> tuple[_Pool, tuple[int, ...]]:
-    # timm's networks say how many tokens come before those of the patches, torchvision's only that one does. The patches
-    # are a square: where all tokens make one, the others are not there yet (after the patch embedding).
+    # timm's networks say how many tokens come before those of the patches, torchvision's only that one does. The
+    # patches are a square: where all tokens make one, the others are not there yet (after the patch embedding).
     has_class_token = any(getattr(network, a, None) is not None for a in ("cls_token", "class_token"))
     before = getattr(network, "num_prefix_tokens", 1 if has_class_token else None)
     if before is not None and _is_square(tokens - before):

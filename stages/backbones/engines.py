@@ -1,91 +1,397 @@
-"""What runs the frozen part of a network: torch on a GPU or a CPU.
+"""What runs the frozen part of a network: ONNX Runtime on a CPU, torch on a GPU.
 
-The environment says where: TRANSFER_DEVICE (cpu, cuda), TRANSFER_ENGINE (onnxruntime, torch), TRANSFER_THREADS.
+Where it runs comes from the environment, and changes no result beyond rounding:
+
+    TRANSFER_DEVICE    cpu or cuda; cuda by default where torch finds a GPU
+    TRANSFER_ENGINE    onnxruntime or torch; by default onnxruntime on a CPU and torch on a GPU
+    TRANSFER_THREADS   cores to use on a CPU; by default all that this process may
+
+ONNX Runtime runs every call in the thread that makes it, on one core: the caller keeps all cores busy by as many calls
+at once (`calls`), and what comes out depends neither on their number nor on what else is in a call. It reads an export
+of the network, which is made when the first images come, checked on them against the undivided network in torch, and
+kept in the private cache; where it is found there, torch is not even imported.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import platform
+import warnings
+from abc import ABC, abstractmethod
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from stages.backbones.backbone import Backbone
+from stages.cli import UserError
+from stages.files import hash_file, hash_json, new_file, write_json
 from stages.params import Features
+from stages.store.location import cache_root
+from stages.threads import thread_count
 
 if TYPE_CHECKING:
+    import onnxruntime
     from numpy.typing import NDArray
 
-    from stages.backbones.grey import FromPixels
+    from stages.backbones.folding import FromPixels
+
+    Images = NDArray[np.uint8]
+    Outputs = dict[str, NDArray[Any]]
+
+VERSION = "1"
+"""To be raised with every change here, in cut.py or in folding.py that changes a float."""
+
+TOLERANCE = 1e-4
+"""Largest difference between ONNX Runtime and torch, relative to the largest activation; 2e-6 is usual."""
+
+ENOUGH = 50
+"""How many multiplications of an image a weight should serve, so that reading it costs nothing beside them."""
 
 
-class TorchEngine:
-    """Runs the frozen part in torch."""
+class Engine(ABC):
+    """Runs what lies below the cut.
 
-    def __init__(self, backbone: Backbone, features: Features, device: str):
-        self.batch_size = 32
-        self.calls = 1
-        self._backbone, self._features, self._device = backbone, features, device
-        self._names = (*features.all_layers, *(["logits"] if features.logits else []))
-        self._parts: dict[tuple[int, int], FromPixels] = {}
-        self._lock = Lock()
+    batch_size : how many images a call brings at most; calls : how many threads may call at once, and should;
+    identity : all about engine, device, precision and versions that changes a float.
+    """
 
-    @property
-    def identity(self) -> dict[str, str]:
-        return {"engine": "torch", "device": self._device, "precision": "float32", "torch": version("torch")}
+    batch_size: int
+    calls: int
+    identity: dict[str, str]
 
-    def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        import torch
+    @abstractmethod
+    def __call__(self, images: Images) -> Outputs:
+        """Return the outputs of images (B, C, S, S), grey (C = 1) or in colour (C = 3), 0 ... 255.
 
-        with self._lock, torch.inference_mode():
-            count, channels, _, size = images.shape
-            part = self._part(size, channels)
-            padded = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
-            padded[:count] = images
-            outputs = part(torch.from_numpy(padded).to(self._device))
-        return {n: o[:count].float().cpu().contiguous().numpy() for n, o in zip(self._names, outputs, strict=True)}
+        The result holds in float32 for each layer (B, D), for a cut that is a module (B, *shape), and `logits`
+        (B, classes) where they are asked for; with cut: image the images themselves. Raises UserError for a network
+        that cannot be run at this size or cut.
+        """
 
+    @abstractmethod
     def operations(self, size: int, channels: int) -> int:
-        import torch
-        from torch.utils.flop_counter import FlopCounterMode
+        """Return how many multiplications with addition an image takes, counted in torch as it runs."""
 
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self._part(size, channels)(torch.zeros(1, channels, size, size, dtype=torch.uint8))
-        return int(counter.get_total_flops() // 2)
 
-    def _part(self, size: int, channels: int) -> FromPixels:
-        from stages.backbones.cut import taken
-        from stages.backbones.grey import from_pixels
+def open_engine(backbone: Backbone, features: Features, cache: Path | None = None) -> Engine:
+    """Open what runs a backbone for an entry of `features`; cheap, all work is left to the first images.
 
-        if (size, channels) not in self._parts:
-            facts, f = self._backbone.facts, self._features
-            part = taken(self._backbone.network, f.cut, f.layers, f.logits, size)
-            self._parts[size, channels] = from_pixels(part, facts["mean"], facts["std"], channels, size).to(
-                self._device
+    cache : folder of exported networks; in the private cache if not named. Raises UserError for a setting in the
+    environment that cannot be.
+    """
+    if features.cut == "image":
+        return _Pixels(features)
+    device = _device()
+    runtime = _setting("TRANSFER_ENGINE", ("onnxruntime", "torch")) or ("torch" if device == "cuda" else "onnxruntime")
+    if runtime == "torch":
+        return _Torch(backbone, features, device)
+    if device == "cuda":
+        raise UserError(
+            "TRANSFER_ENGINE is onnxruntime: on a GPU only torch runs; set TRANSFER_DEVICE=cpu, or unset it"
+        )
+    return _OnnxRuntime(backbone, features, cache)
+
+
+def _setting(name: str, allowed: tuple[str, ...]) -> str | None:
+    value = os.environ.get(name) or None
+    if value is not None and value not in allowed:
+        raise UserError(f"{name} is {value!r}: it can be {' or '.join(allowed)}")
+    return value
+
+
+def _device() -> str:
+    chosen = _setting("TRANSFER_DEVICE", ("cpu", "cuda"))
+    if chosen == "cpu" or (chosen is None and not _may_have_gpu()):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if chosen == "cuda":
+        raise UserError("TRANSFER_DEVICE is cuda: torch finds no GPU here; unset it, or set it to cpu")
+    return "cpu"
+
+
+def _may_have_gpu() -> bool:
+    """Whether there is a sign of a GPU's driver; to ask torch itself takes seconds."""
+    return os.name == "nt" or any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd"))
+
+
+class _Pixels(Engine):
+    """cut: image. Nothing is frozen, and the images are what is stored."""
+
+    def __init__(self, features: Features):
+        if features.logits:
+            raise UserError(
+                "logits: with cut: image no network is run that could give them; extract them with cut: pooled"
             )
-        return self._parts[size, channels]
+        self.batch_size, self.calls, self.identity = 64, thread_count(), {"engine": "none"}
 
-
-class Pixels:
-    """cut: image: no network, the images as they are."""
-
-    def __init__(self) -> None:
-        self.batch_size = 32
-        self.calls = 1
-        self.identity = {"engine": "none"}
-
-    def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    def __call__(self, images: Images) -> Outputs:
         return {"image": images}
 
-    def operations(self, size: int, channels: int) -> int:
+    def operations(self, size: int, channels: int) -> int:  # noqa: ARG002
         return 0
 
 
-def open_engine(backbone: Backbone, features: Features, cache: Path | None = None) -> TorchEngine | Pixels:
-    """Open an engine for a backbone and an entry of `features`; first working version, ONNX Runtime follows."""
-    if features.cut == "image":
-        return Pixels()
-    return TorchEngine(backbone, features, os.environ.get("TRANSFER_DEVICE", "cpu"))
+class _Frozen(Engine):
+    """What both engines share: the part of the network as a module in torch, built when it is needed."""
+
+    def __init__(self, backbone: Backbone, features: Features):
+        self.backbone, self.features = backbone, features
+        self.names = (*features.all_layers, *(["logits"] if features.logits else []))
+        self.lock = Lock()
+
+    def whole(self, size: int) -> FromPixels:
+        """The part below the cut that reads three channels, with nothing folded."""
+        from stages.backbones.cut import taken
+        from stages.backbones.folding import FromPixels
+
+        features, facts = self.features, self.backbone.facts
+        if features.logits and not facts["classes"]:
+            raise UserError(f"logits: {self.backbone.name} has no classifier that gives logits; set logits: false")
+        part = taken(self.backbone.network, features.cut, features.layers, features.logits, size)
+        return FromPixels(part, facts["mean"], facts["std"])
+
+    def folded(self, whole: FromPixels, size: int, channels: int) -> FromPixels:
+        """The same for so many channels, with all folded that folds."""
+        from stages.backbones.folding import folded
+
+        return folded(whole, self.backbone.facts["mean"], self.backbone.facts["std"], channels, size)
+
+
+def _versions(*packages: str) -> str:
+    return ", ".join(f"{package} {version(package)}" for package in packages)
+
+
+def count_operations(part: FromPixels, size: int, channels: int) -> int:
+    """Count the multiplications with addition that an image takes in a part of a network."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from stages.backbones.cut import plain_attention
+
+    image = torch.zeros(1, channels, size, size, dtype=torch.uint8, device=part.scale.device)
+    # The counter knows nothing of attention's fast paths.
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), plain_attention(), sdpa_kernel(SDPBackend.MATH), counter:
+        part(image)
+    return int(counter.get_total_flops() // 2)
+
+
+class _Torch(_Frozen):
+    """Torch: channels_last, and on a GPU bfloat16 by autocast where the GPU has it."""
+
+    def __init__(self, backbone: Backbone, features: Features, device: str):
+        super().__init__(backbone, features)
+        import torch
+
+        self.device, self.batch_size, self.calls = device, 32, 1
+        self.parts: dict[tuple[int, int], tuple[FromPixels, int]] = {}
+        self.low_precision = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        place = f"cuda {torch.cuda.get_device_name()}" if device == "cuda" else f"cpu {platform.machine()}"
+        self.identity = {
+            "engine": "torch",
+            "device": place,
+            "precision": "bfloat16" if self.low_precision else "float32",
+            "versions": _versions("torch", backbone.facts["library"]),
+            "version": VERSION,
+        }
+        if device == "cpu":
+            self.identity["threads"] = str(thread_count())
+
+    def __call__(self, images: Images) -> Outputs:
+        import torch
+        from torch.backends import cudnn
+
+        count, channels, _, size = images.shape
+        with self.lock, torch.inference_mode(), cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            part, batch = self._part(size, channels)
+            pieces = [self._run(part, piece, batch) for piece in np.split(images, range(batch, count, batch))]
+        return {name: np.concatenate(parts) for name, parts in zip(self.names, zip(*pieces, strict=True), strict=True)}
+
+    def operations(self, size: int, channels: int) -> int:
+        with self.lock:
+            return count_operations(self._part(size, channels)[0], size, channels)
+
+    def _part(self, size: int, channels: int) -> tuple[FromPixels, int]:
+        """The part on its device, and how many images it takes at once."""
+        import torch
+
+        if (size, channels) not in self.parts:
+            if self.device == "cpu":
+                torch.set_num_threads(thread_count())
+            part = self.folded(self.whole(size), size, channels).to(self.device)
+            part.to(memory_format=torch.channels_last)
+            self.parts[size, channels] = part, max(1, min(self.batch_size, self.batch_size * 224**2 // size**2))
+        return self.parts[size, channels]
+
+    def _run(self, part: FromPixels, images: Images, batch: int) -> list[NDArray[np.float32]]:
+        import torch
+
+        pixels = torch.from_numpy(_padded(images, batch)).to(self.device, memory_format=torch.channels_last)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.low_precision):
+            outputs = part(pixels)
+        return [o[: len(images)].float().cpu().contiguous().numpy() for o in outputs]
+
+
+def _padded(images: Images, batch: int) -> Images:
+    """Fill up to a whole batch with black images: equal shapes are computed equally."""
+    if len(images) == batch:
+        return images
+    return np.concatenate([images, np.zeros((batch - len(images), *images.shape[1:]), np.uint8)])
+
+
+class _Export(NamedTuple):
+    """An exported network, open; batch : images at once."""
+
+    session: onnxruntime.InferenceSession
+    batch: int
+    operations: int
+
+
+class _OnnxRuntime(_Frozen):
+    """ONNX Runtime on a CPU, in as many threads as call."""
+
+    def __init__(self, backbone: Backbone, features: Features, cache: Path | None):
+        super().__init__(backbone, features)
+        self.batch_size, self.calls = 16, thread_count()
+        self.exports: dict[tuple[int, int], _Export] = {}
+        self.cache = cache
+        self.identity = {
+            "engine": "onnxruntime",
+            "device": f"cpu {platform.machine()}",
+            "precision": "float32",
+            "versions": _versions("torch", backbone.facts["library"], "onnxscript", "onnxruntime"),
+            "version": VERSION,
+        }
+
+    def __call__(self, images: Images) -> Outputs:
+        with self.lock:
+            export = self._export(images)
+        count = len(images)
+        pieces = [_run(export, piece) for piece in np.split(images, range(export.batch, count, export.batch))]
+        return {name: np.concatenate(parts) for name, parts in zip(self.names, zip(*pieces, strict=True), strict=True)}
+
+    def operations(self, size: int, channels: int) -> int:
+        with self.lock:
+            export = self._read(size, channels)
+            if export is not None:
+                return export.operations
+            return count_operations(self.folded(self.whole(size), size, channels), size, channels)
+
+    def _export(self, images: Images) -> _Export:
+        """The export for images of this size and channels: open already, in the cache, or made and checked now."""
+        channels, size = images.shape[1:3]
+        export = self._read(size, channels)
+        if export is None:
+            export = self.exports[size, channels] = self._make(images)
+        return export
+
+    def _path(self, size: int, channels: int) -> Path:
+        known = ("library", "network", "classes", "weights_hash", "mean", "std")
+        key = {
+            "identity": self.identity,
+            "network": {k: self.backbone.facts[k] for k in known},
+            "outputs": [self.features.cut, *self.names],
+            "image": [channels, size, size],
+        }
+        folder = self.cache if self.cache is not None else cache_root() / "networks"
+        return folder / f"{self.backbone.name}-{hash_json(key)}.onnx"
+
+    def _read(self, size: int, channels: int) -> _Export | None:
+        if (size, channels) not in self.exports:
+            path = self._path(size, channels)
+            try:
+                facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+                session = _session(path) if hash_file(path) == facts["hash"] else None
+            except (FileNotFoundError, ValueError, KeyError):
+                session = None
+            if session is None:
+                return None
+            self.exports[size, channels] = _Export(session, facts["batch"], facts["operations"])
+        return self.exports[size, channels]
+
+    def _make(self, images: Images) -> _Export:
+        """Export the network, check the export on these images, and put it into the cache."""
+        channels, size = images.shape[1:3]
+        whole = self.whole(size)
+        part = self.folded(whole, size, channels)
+        operations = count_operations(part, size, channels)
+        batch = _images_at_once(operations, sum(p.numel() for p in part.parameters()))
+        path = self._path(size, channels)
+        with new_file(path) as temporary:
+            _write_onnx(part, (batch, channels, size, size), temporary, self.backbone.name)
+            export = _Export(_session(temporary), batch, operations)
+            difference = self._difference(export, whole, images[:batch])
+            digest = hash_file(temporary)
+        facts = {
+            "batch": batch,
+            "operations": operations,
+            "largest_difference": difference,
+            "hash": digest,
+            "identity": self.identity,
+        }
+        write_json(path.with_suffix(".json"), facts)  # last: an export counts when this stands beside it
+        return export
+
+    def _difference(self, export: _Export, whole: FromPixels, images: Images) -> float:
+        """Return the largest difference from torch, relative to an output's largest value; raises UserError."""
+        import torch
+
+        from stages.backbones.cut import plain_attention
+
+        with torch.inference_mode(), plain_attention():
+            expected = [o.numpy() for o in whole(torch.from_numpy(images))]
+        largest = 0.0
+        for name, found, wanted in zip(self.names, _run(export, images), expected, strict=True):
+            difference = float(abs(found - wanted).max() / max(float(abs(wanted).max()), np.finfo(np.float32).tiny))
+            if not difference <= TOLERANCE:
+                raise UserError(
+                    f"{name}: ONNX Runtime differs from torch by {difference:.1e} of the largest activation of "
+                    f"{self.backbone.name}, more than {TOLERANCE:.0e}: set TRANSFER_ENGINE=torch"
+                )
+            largest = max(largest, difference)
+        return largest
+
+
+def _images_at_once(operations: int, parameters: int) -> int:
+    """How many images to pass at once on a core.
+
+    One, as long as a weight that is read serves enough multiplications: fewer activations leave the processor's cache.
+    """
+    return max(1, min(16, ENOUGH * parameters // max(operations, 1)))
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _run(export: _Export, images: Images) -> list[NDArray[np.float32]]:
+    name = export.session.get_inputs()[0].name
+    return [o[: len(images)] for o in export.session.run(None, {name: _padded(images, export.batch)})]
+
+
+def _write_onnx(part: FromPixels, shape: tuple[int, ...], path: Path, network: str) -> None:
+    import torch
+
+    try:
+        with warnings.catch_warnings(action="ignore"), torch.no_grad():
+            program = torch.onnx.export(part, (torch.zeros(shape, dtype=torch.uint8),), dynamo=True, verbose=False)
+            assert program is not None
+            program.save(path)
+    except Exception as error:  # the exporter fails in as many ways as there are networks
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{network} cannot be exported for ONNX Runtime ({reason}): set TRANSFER_ENGINE=torch"
+        ) from error

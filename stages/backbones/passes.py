@@ -96,7 +96,10 @@ class Passes:
             return batch
         rows: dict[Column, Array] = {}
         for (size, view), outputs in self._outputs.items():
-            found = self._engines[outputs](np.stack([apply_view(pixels[size], view) for pixels in batch.pixels]))
+            images = np.empty((len(batch.pixels), batch.channels, size, size), np.uint8)
+            for at, pixels in enumerate(batch.pixels):
+                images[at] = apply_view(pixels[size], view)
+            found = self._engines[outputs](images)
             for output in outputs:
                 values = found[output]
                 exact = output in (LOGITS, "image")

@@ -1,7 +1,7 @@
 """Every classification network of timm and torchvision by its name, and what it expects of an image.
 
-A name may carry a tag that tells which of several pretrained weights is meant, as timm writes it: `resnet50.a1_in1k`, and
-for torchvision likewise `resnet50.IMAGENET1K_V1`. Without a tag it is the library's default.
+A name may carry a tag that tells which of several pretrained weights is meant, as timm writes it: `resnet50.a1_in1k`,
+and for torchvision likewise `resnet50.IMAGENET1K_V1`. Without a tag it is the library's default.
 """
 
 from __future__ import annotations
@@ -71,8 +71,6 @@ def build_network(library: str, network: str, classes: int | None = None) -> nn.
         import timm
 
         model: nn.Module = timm.create_model(network, pretrained=False, **options)
-        if hasattr(model, "set_grad_checkpointing"):
-            model.set_grad_checkpointing(False)
     else:
         from torchvision import models
 
@@ -145,5 +143,5 @@ def _check_name(library: str, name: str) -> None:
 def _unknown(library: str, network: str, known: list[str]) -> UserError:
     hint = suggest(network, known)
     if not hint.startswith("did you mean"):  # a thousand names help nobody
-        hint = f"timm's names: python -c 'import timm; print(timm.list_models())'" if library == "timm" else hint
+        hint = "timm's names: python -c 'import timm; print(timm.list_models())'" if library == "timm" else hint
     return UserError(f"network {network} is none of {library}'s; {hint}")

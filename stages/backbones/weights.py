@@ -165,6 +165,7 @@ def _from_timm(network: str, facts: NetworkFacts) -> Fetched:
     from huggingface_hub import constants
 
     config = timm.get_pretrained_cfg(network)
+    assert config is not None  # network_facts has asked
     if not config.has_weights:
         known = timm.list_pretrained(f"{network.partition('.')[0]}.*")
         raise UserError(f"network {network} has no pretrained weights in timm; {suggest(network, known)}")
@@ -191,8 +192,8 @@ def _from_torchvision(network: str, facts: NetworkFacts) -> Fetched:
 def _not_to_be_had(network: str, source: str, folder: Path, error: Exception) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return UserError(
-        f"the weights of {network} ({source}) are not in the cache folder {folder} and could not be downloaded "
-        f"({reason}): fetch them once where there is a network and copy that folder here, or use origin: package or file"
+        f"the weights of {network} ({source}) are not in the cache folder {folder} and cannot be downloaded "
+        f"({reason}): fetch them where there is a network and copy that folder here, or use origin: package or file"
     )
 
 
