@@ -25,7 +25,6 @@ from stages.samples.labels import Labels, make_labels
 from stages.samples.parts import check_groups, leaks, read_parts
 from stages.samples.pictures import contact_sheet, file_names, write_picture
 from stages.samples.splitting import join, make_strata, split, split_as_brought
-from stages.samples.thumbnails import write_thumbnails
 from stages.samples.table import OWN_COLUMNS, samples_table, write_samples
 from stages.sources._raw import Images, read_images
 
@@ -45,17 +44,15 @@ def prepare(name: str, entry: Dataset) -> None:
     check_columns(images, entry, where)
     labels = make_labels(images.table[entry.label.column], entry.label, where)
     brought = read_parts(images.table[entry.split.column], entry.split.column, where) if entry.split.column else None
-    checked = check_images(images)
-    reasons = why_left_out(images, checked, labels, brought, entry)
-    rows = np.array([row for row, reason in enumerate(reasons) if reason is None], np.int64)
-    source, checked = images.samples.take(rows), [checked[row] for row in rows]
-    labels = Labels(labels.classes, labels.index[rows])
-    groups = group_names(source, entry.group)
-    parts = divide(source, checked, labels, groups, None if brought is None else brought[rows], entry, where)
     with new_folder(PREPARED / name) as folder:
+        checked = check_images(images, folder / "thumbnails.parquet")
+        reasons = why_left_out(images, checked, labels, brought, entry)
+        rows = np.array([row for row, reason in enumerate(reasons) if reason is None], np.int64)
+        source, checked = images.samples.take(rows), [checked[row] for row in rows]
+        labels = Labels(labels.classes, labels.index[rows])
+        groups = group_names(source, entry.group)
+        parts = divide(source, checked, labels, groups, None if brought is None else brought[rows], entry, where)
         table = samples_table(source, checked, labels, groups, parts)
-        pictures = write_sheets(folder / "pictures", images, rows, labels)
-        write_thumbnails(folder / "thumbnails.parquet", images, rows)
         write_samples(
             folder,
             name,
@@ -64,7 +61,7 @@ def prepare(name: str, entry: Dataset) -> None:
             table,
             rejected_table(images, reasons),
             duplicates=len(rows) - len({image.pixel_hash for image in checked}),
-            pictures=pictures,
+            pictures=write_sheets(folder / "pictures", images, rows, labels),
         )
     tell(name, table, labels, reasons, images)
 

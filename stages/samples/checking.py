@@ -1,4 +1,4 @@
-"""Look at every image once: can it be decoded, how large is it, and which picture is it."""
+"""Look at every image once: can it be decoded, how large is it, which picture is it, how does it look when small."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 from stages.cli import progress
 from stages.samples.decoding import BadImage, decode, pixel_hash
+from stages.samples.thumbnails import new_thumbnails, thumbnail
 from stages.threads import in_threads
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from stages.sources._raw import Images
 
 
@@ -24,14 +27,22 @@ class Checked:
     reason: str | None = None
 
 
-def check_images(images: Images) -> list[Checked]:
-    """Decode every image, several at a time and none kept, and say what each is."""
+def check_images(images: Images, thumbnails: Path) -> list[Checked]:
+    """Decode every image, several at a time and none kept, say what each is, and write the small pictures of them."""
 
-    def check(row: int) -> Checked:
+    def check(row: int) -> tuple[Checked, bytes]:
         try:
             image = decode(images.read(row))
         except BadImage as error:
-            return Checked(reason=str(error))
-        return Checked(image.width, image.height, image.mode, pixel_hash(image))
+            return Checked(reason=str(error)), b""
+        return Checked(image.width, image.height, image.mode, pixel_hash(image)), thumbnail(image)
 
-    return list(progress(in_threads(check, range(len(images))), total=len(images), unit="image"))
+    checked = []
+    names = images.table["sample"].to_pylist()
+    found = progress(in_threads(check, range(len(images))), total=len(images), unit="image")
+    with new_thumbnails(thumbnails) as add:
+        for name, (image, jpeg) in zip(names, found, strict=True):
+            checked.append(image)
+            if image.reason is None:
+                add(name, jpeg)
+    return checked

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,8 @@ def decode(content: bytes, at_least: int = 0) -> Image.Image:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
+    """Return those of FORMATS that this Pillow can decode, and silence its warnings, which name no file."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -134,7 +137,8 @@ def pixel_hash(image: Image.Image) -> str:
 def to_array(image: Image.Image, size: int, resize: str = "crop", interpolation: str = "bilinear") -> NDArray[np.uint8]:
     """Return a decoded image as a square array (C, size, size) of uint8, C = 1 (grey) or 3.
 
-    resize : "crop" keeps the largest square in the middle, "stretch" keeps all and changes the proportions.
+    resize : "crop" keeps the largest square in the middle (as if resized first and cropped then), "stretch" keeps all
+        and changes the proportions.
     interpolation : a key of INTERPOLATIONS; all but nearest smooth what they make smaller.
     """
     width, height = image.size

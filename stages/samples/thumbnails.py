@@ -1,33 +1,29 @@
-"""A small picture of every sample, kept with the data set: thumbnails.parquet, its writer and its reader.
+"""A small picture of every image that decodes, kept with the data set: thumbnails.parquet, its writer and its reader.
 
 evaluate shows people the mistakes of a run. The images themselves lie in data/raw/, which a run does not depend on and
 which a fresh clone need not have pulled: with the small pictures in the data set, what evaluate draws is made of what
 it depends on, everywhere.
 
-    sample  the sample's name
+    sample  the image's name
     jpeg    its picture, the longer side at most 192 pixels; 3 to 10 KB
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 from stages.cli import UserError
 from stages.files import new_file
 from stages.samples.decoding import decode
-from stages.threads import in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from stages.sources._raw import Images
 
 SIDE = 192  # pixels
 QUALITY = 85
@@ -44,21 +40,28 @@ def thumbnail(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def write_thumbnails(path: Path, images: Images, rows: NDArray[np.int64]) -> None:
-    """Write the pictures of some rows of the images, several at a time and few in memory."""
+@contextmanager
+def new_thumbnails(path: Path) -> Iterator[Callable[[str, bytes], None]]:
+    """Give a function that adds a sample's picture to a new file of them, few of which are in memory at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def make(row: int) -> bytes:
-        return thumbnail(decode(images.read(row), at_least=2 * SIDE))
-
     schema = pa.schema([("sample", pa.string()), ("jpeg", pa.binary())])
-    names, made = images.table["sample"].take(pa.array(rows)), in_threads(make, rows.tolist())
+    waiting: list[tuple[str, bytes]] = []
     with new_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="none") as writer:
-        for start in range(0, len(rows), _TOGETHER):
-            samples = names.slice(start, _TOGETHER).combine_chunks()
-            pictures = pa.array([next(made) for _ in range(len(samples))], pa.binary())
-            writer.write_table(pa.table([samples, pictures], schema=schema))
+
+        def write() -> None:
+            if waiting:
+                writer.write_table(pa.table(list(zip(*waiting, strict=True)), schema=schema))
+                waiting.clear()
+
+        def add(sample: str, jpeg: bytes) -> None:
+            waiting.append((sample, jpeg))
+            if len(waiting) == _TOGETHER:
+                write()
+
+        yield add
+        write()
 
 
 def read_thumbnails(path: Path, samples: Sequence[str]) -> list[Image.Image]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -10,46 +9,32 @@ import pytest
 from PIL import Image
 
 from stages.cli import UserError
-from stages.samples.thumbnails import SIDE, read_thumbnails, thumbnail, write_thumbnails
-from stages.sources._raw import Found, Images, read_images, write_images
-
-Cells = tuple[list[Path], Images]
+from stages.samples.decoding import decode
+from stages.samples.thumbnails import SIDE, new_thumbnails, read_thumbnails, thumbnail
 
 
-@pytest.fixture
-def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cells:
-    """Three hundred real cells, fetched."""
-    spec = importlib.util.find_spec("elpv_dataset")
-    assert spec is not None
-    assert spec.origin is not None
-    files = sorted((Path(spec.origin).parent / "data" / "images").glob("*.png"))[:300]
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "data" / "raw" / "cells"
-    folder.mkdir(parents=True)
-    found = [Found(file.name, file, {"class": "a"}) for file in files]
-    write_images(folder, found, source="folder", origin="cells", licence="none")
-    return files, read_images("cells")
+def write(path: Path, files: list[Path]) -> None:
+    with new_thumbnails(path) as add:
+        for file in files:
+            add(file.name, thumbnail(decode(file.read_bytes())))
 
 
-def test_each_sample_gets_its_own_picture_in_the_order_asked_for(cells: Cells) -> None:
-    files, images = cells
-    path, rows = Path("thumbnails.parquet"), np.delete(np.arange(300), [0, 7])  # as if two were left out
-    write_thumbnails(path, images, rows)
+def test_each_sample_gets_its_own_picture_in_the_order_asked_for(cells: list[Path]) -> None:
+    path, files = Path("thumbnails.parquet"), cells[:300]
+    write(path, files)
     wanted = [files[299], files[1], files[257]]  # in both groups of rows
     for file, found in zip(wanted, read_thumbnails(path, [f.name for f in wanted]), strict=True):
         with Image.open(file) as whole:
             small = np.asarray(whole.convert("L").resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=float)
         assert (found.mode, found.size) == ("L", (SIDE, SIDE))
         assert np.abs(np.asarray(found, dtype=float) - small).mean() < 3  # JPEG and the way of scaling
-    assert path.stat().st_size / len(rows) < 10_000
+    assert path.stat().st_size / len(files) < 10_000
     again = Path("again.parquet")
-    write_thumbnails(again, images, rows)
+    write(again, files)
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_a_picture_keeps_its_shape_and_a_small_one_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
+def test_a_picture_keeps_its_shape_and_a_small_one_its_size() -> None:
     def size(width: int, height: int, mode: str = "RGB") -> tuple[int, int]:
         path = Path("one.jpg")
         path.write_bytes(thumbnail(Image.new(mode, (width, height), "grey")))

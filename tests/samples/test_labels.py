@@ -1,0 +1,74 @@
+"""Labels: order and names of classes, thresholds, and what is no label."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from stages.cli import UserError
+from stages.params import Label
+from stages.samples.labels import Labels, make_labels
+
+
+def labels(values: list[Any], **keys: Any) -> Labels:
+    return make_labels(pa.chunked_array([values]), Label(**keys), "datasets.cells")
+
+
+def test_words_are_classes_in_sorted_order() -> None:
+    found = labels(["dog", "cat", "eel", "cat"])
+    assert found.classes == ["cat", "dog", "eel"]
+    assert found.index.tolist() == [1, 0, 2, 0]
+    assert found.targets().tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 0, 0]]
+
+
+def test_numbers_are_classes_in_ascending_order_with_short_names() -> None:
+    assert labels([10, 9, 10, 100]).classes == ["9", "10", "100"]  # as words, 10 would come first
+    found = labels([1.0, 0.0, 1 / 3, 2 / 3])
+    assert found.classes == ["0", "0.333333", "0.666667", "1"]
+    assert found.index.tolist() == [3, 0, 1, 2]
+
+
+def test_numbers_that_look_alike_when_short_keep_all_digits() -> None:
+    assert labels([0.1234561, 0.1234562]).classes == ["0.1234561", "0.1234562"]
+
+
+def test_a_threshold_makes_two_classes_and_at_least_is_positive() -> None:
+    found = labels([0.0, 1.0, 0.5, 1 / 3], column="probability", threshold=0.5)
+    assert found.classes == ["probability below 0.5", "probability at least 0.5"]
+    assert found.index.tolist() == [0, 1, 1, 0]
+
+
+def test_an_empty_value_is_no_label() -> None:
+    assert labels(["a", None, "b", ""]).index.tolist() == [0, -1, 1, -1]
+    assert labels([0.2, None, math.nan, 0.8], threshold=0.5).index.tolist() == [0, -1, -1, 1]
+    assert labels([3.0, math.nan, 1.0]).classes == ["1", "3"]
+
+
+def test_targets_have_a_row_per_image_and_sum_to_one() -> None:
+    targets = labels(["a", "b", "a"]).targets()
+    assert targets.dtype == np.float32
+    assert targets.sum(axis=1).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "keys", "message"),
+    [
+        (["a", "a"], {}, "the column class makes only the class a; it takes two"),
+        ([None, ""], {}, "the column class makes no class; it takes two"),
+        ([0.1, 0.2], {"column": "p", "threshold": 0.5}, "the column p makes only the class p below 0.5; it takes two"),
+        ([7, 8], {"column": "p", "threshold": 0.5}, "the column p makes only the class p at least 0.5; it takes two"),
+    ],
+)
+def test_fewer_than_two_classes_are_an_error(values: list[Any], keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        labels(values, **keys)
+    assert str(error.value) == f"params.yaml: datasets.cells.label: {message}"
+
+
+def test_a_threshold_for_words_is_an_error_that_shows_one() -> None:
+    with pytest.raises(UserError, match=r"datasets\.cells\.label\.threshold is 0\.5, but the column class holds words"):
+        labels(["a", "b"], threshold=0.5)

@@ -1,0 +1,267 @@
+"""The stage: from fetched images to samples, and what is told about those that are none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from stages.cli import UserError
+from stages.fetch import fetch
+from stages.files import RAW
+from stages.params import Dataset
+from stages.prepare import prepare
+from stages.samples.table import Samples, read_samples
+from stages.sources import folder as source
+from stages.sources._raw import Found, write_images
+
+PLAIN = {"test": 0.25, "validation": 0.25, "repeats": 4}
+
+
+def run(images: str = "photos", name: str = "cells", **keys: Any) -> Samples:
+    keys.setdefault("split", PLAIN)
+    prepare(name, Dataset.model_validate({"images": images, **keys}))
+    return read_samples(name)
+
+
+def photos(cells: list[Path], per_class: int = 12, **keys: Any) -> None:
+    """Fetch real cells from class folders: sound and defective, not truly so."""
+    for number, path in enumerate(cells[: 2 * per_class]):
+        target = Path("photos") / ("sound", "defective")[number % 2] / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    refetch(**keys)
+
+
+def refetch(**keys: Any) -> None:
+    fetch("photos", source.Params(source="folder", path="photos", **keys))
+
+
+def table_source(cells: list[Path], **columns: list[Any]) -> None:
+    """Fetch real cells with columns of one's own."""
+    count = len(next(iter(columns.values())))
+    rows = [{name: values[row] for name, values in columns.items()} for row in range(count)]
+    folder = RAW / "photos"
+    folder.mkdir(parents=True)
+    found = [Found(path.name, path, row) for path, row in zip(cells, rows, strict=False)]
+    write_images(folder, found, source="test", origin="a test", licence="none")
+
+
+def test_a_row_per_image_with_what_is_known_about_it(cells: list[Path]) -> None:
+    photos(cells)
+    table = run().table
+    assert table.column_names == [
+        *("sample", "image_hash", "pixel_hash", "width", "height", "mode", "group", "label", "target"),
+        *("split_0", "split_1", "split_2", "split_3", "class"),
+    ]
+    assert table["sample"].to_pylist() == sorted(table["sample"].to_pylist())
+    assert set(zip(*(table[name].to_pylist() for name in ("width", "height", "mode")), strict=True)) == {
+        (300, 300, "L")
+    }
+    for row in table.to_pylist():
+        assert row["class"] == row["sample"].split("/")[0]
+        assert row["label"] == ["defective", "sound"].index(row["class"])
+        assert row["target"] == [1 - row["label"], row["label"]]
+        assert row["group"] is None
+
+
+def test_reader_gives_what_the_table_holds(cells: list[Path]) -> None:
+    photos(cells)
+    samples = run()
+    assert samples.classes == ["defective", "sound"]
+    assert samples.repeats == 4
+    assert len(samples) == 24
+    assert samples.groups is None
+    assert samples.labels.tolist() == [0] * 12 + [1] * 12
+    assert samples.targets.dtype == np.float32
+    assert samples.targets.tolist() == [[1, 0]] * 12 + [[0, 1]] * 12
+    assert samples.image_hashes == samples.table["image_hash"].to_pylist()
+    for repeat in range(4):
+        rows = [samples.part(repeat, part) for part in ("train", "validation", "test")]
+        assert [len(part) for part in rows] == [12, 6, 6]
+        assert sorted(np.concatenate(rows).tolist()) == list(range(24))
+    assert sorted(np.concatenate([samples.part(repeat, "test") for repeat in range(4)]).tolist()) == list(range(24))
+    with pytest.raises(ValueError, match="tests is none of train, validation, test"):
+        samples.part(0, "tests")
+
+
+def test_facts_tell_classes_counts_and_the_entry(cells: list[Path]) -> None:
+    photos(cells)
+    facts = run().facts
+    assert facts["counts"] == {"defective": 12, "sound": 12}
+    assert (facts["images"], facts["samples"], facts["rejected"], facts["duplicates"]) == ("photos", 24, 0, 0)
+    assert (facts["groups"], facts["repeats"], facts["columns"]) == (None, 4, ["class"])
+    assert facts["entry"]["split"]["validation"] == 0.25
+    assert len(facts["content_hash"]) == 64
+
+
+def test_same_inputs_give_the_same_bytes(cells: list[Path], work: Path) -> None:
+    photos(cells)
+    run()
+    first = {path: path.read_bytes() for path in (work / "data/prepared").rglob("*") if path.is_file()}
+    assert len(first) == 6
+    run()
+    assert {path: path.read_bytes() for path in (work / "data/prepared").rglob("*") if path.is_file()} == first
+
+
+def test_content_hash_changes_with_what_a_result_depends_on_and_with_nothing_else(cells: list[Path]) -> None:
+    photos(cells)
+    first = run().facts["content_hash"]
+    assert run(name="same").facts["content_hash"] == first
+    assert run(split={**PLAIN, "seed": 1}).facts["content_hash"] != first
+    Path("photos/sound").rename("photos/whole")  # a class by another name
+    refetch()
+    assert run().facts["content_hash"] != first
+
+
+def test_images_that_cannot_be_decoded_are_listed_with_the_reason_and_left_out(
+    cells: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(cells)
+    Path("photos/sound/broken.png").write_bytes(cells[0].read_bytes()[:9000])
+    Path("photos/sound/empty.jpg").touch()
+    refetch()
+    samples = run()
+    assert len(samples) == 24
+    rejected = pq.read_table("data/prepared/cells/rejected.parquet").to_pylist()
+    assert [(row["sample"], row["reason"]) for row in rejected] == [
+        ("sound/broken.png", "image file is truncated"),
+        ("sound/empty.jpg", "the file is empty"),
+    ]
+    assert capsys.readouterr().err == (
+        "warning: 2 of 26 images are left out, see data/prepared/cells/rejected.parquet; the first: sound/broken.png: "
+        "image file is truncated\n"
+    )
+
+
+def test_images_without_label_are_left_out(cells: list[Path]) -> None:
+    table_source(cells, kind=["a", "b", None, "a", "b", ""] * 8)
+    samples = run(label={"column": "kind"})
+    assert len(samples) == 32
+    reasons = set(pq.read_table("data/prepared/cells/rejected.parquet")["reason"].to_pylist())
+    assert reasons == {"no label: the column kind is empty"}
+
+
+def test_an_image_saved_again_stays_on_its_side(cells: list[Path]) -> None:
+    photos(cells)
+    for path in list(Path("photos/sound").iterdir())[:6]:
+        Image.open(path).convert("RGB").save(path.with_name(f"again-{path.stem}.bmp"))
+    refetch()
+    samples = run()
+    assert samples.facts["duplicates"] == 6
+    pixels = samples.table["pixel_hash"].to_pylist()
+    for repeat in range(4):
+        parts = samples.table[f"split_{repeat}"].to_pylist()
+        assert len(set(zip(pixels, parts, strict=True))) == len(set(pixels)) == 24
+
+
+def test_same_pixels_with_different_labels_are_told(cells: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    photos(cells)
+    shutil.copyfile(cells[0], "photos/defective/x.png")  # cells[0] lies in sound
+    refetch()
+    run()
+    message = "warning: defective/x.png and sound/cell0001.png have the same pixels, but different labels\n"
+    assert capsys.readouterr().err == message
+
+
+def test_groups_stay_whole_and_are_counted(cells: list[Path]) -> None:
+    table_source(
+        cells, kind=["a", "b"] * 24, patient=[number // 4 for number in range(48)], day=["x", "y", None, ""] * 12
+    )
+    samples = run(label={"column": "kind"}, group="patient")
+    groups = samples.groups
+    assert groups is not None
+    assert samples.facts["groups"] == 12
+    assert groups[:5] == ["0", "0", "0", "0", "1"]
+    for repeat in range(4):
+        assert len(set(zip(groups, samples.table[f"split_{repeat}"].to_pylist(), strict=True))) == 12
+
+
+def test_thresholds_and_strata_of_numbers(cells: list[Path]) -> None:
+    table_source(cells, probability=[0.0, 1 / 3, 2 / 3, 1.0] * 12)
+    samples = run(label={"column": "probability", "threshold": 0.5}, split={**PLAIN, "stratify": ["probability"]})
+    assert samples.classes == ["probability below 0.5", "probability at least 0.5"]
+    values = np.array(samples.table["probability"].to_pylist())
+    for repeat in range(4):
+        assert np.unique(values[samples.part(repeat, "test")], return_counts=True)[1].tolist() == [3] * 4
+
+
+def test_a_brought_split_is_used_and_copies_of_test_images_are_not_trained_on(cells: list[Path]) -> None:
+    for number, path in enumerate(cells[:40]):
+        part = ("train", "train", "train", "val", "test")[number % 5]
+        target = Path("photos") / part / ("a", "b")[number % 2] / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    shutil.copyfile("photos/test/a/cell0005.png", "photos/train/a/copy.png")
+    refetch()
+    samples = run(split={"column": "split"})
+    assert samples.repeats == 1
+    assert [len(samples.part(0, part)) for part in ("train", "validation", "test")] == [24, 8, 8]
+    parts = {
+        name.split("/")[0]: part
+        for name, part in zip(*(samples.table[c].to_pylist() for c in ("sample", "split_0")), strict=True)
+    }
+    assert parts == {"train": "train", "val": "validation", "test": "test"}
+    rejected = pq.read_table("data/prepared/cells/rejected.parquet").to_pylist()
+    assert [(row["sample"], row["reason"]) for row in rejected] == [
+        ("train/a/copy.png", "same pixels as test/a/cell0005.png in the test part")
+    ]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_contact_sheet_shows_each_class(cells: list[Path], link: bool) -> None:
+    photos(cells, link=link)
+    samples = run()
+    assert samples.facts["pictures"] == {"defective": "pictures/defective.png", "sound": "pictures/sound.png"}
+    for name, file in samples.facts["pictures"].items():
+        sheet = Image.open(Path("data/prepared/cells") / file)
+        assert sheet.size == (8 * 124 + 4, 2 * 124 + 4)  # 12 images in rows of 8
+        first = min(
+            (row for row in samples.table.to_pylist() if row["class"] == name), key=lambda row: row["image_hash"]
+        )
+        expected = Image.open(Path("photos") / first["sample"]).resize((120, 120), Image.Resampling.LANCZOS)
+        np.testing.assert_array_equal(np.asarray(sheet)[4:124, 4:124], np.asarray(expected))
+
+
+def test_unknown_columns_are_told_all_at_once_with_the_nearest(cells: list[Path]) -> None:
+    photos(cells)
+    with pytest.raises(UserError) as error:
+        run(label={"column": "clas"}, group="patient", split={**PLAIN, "stratify": ["class", "Class"]})
+    assert str(error.value).splitlines() == [
+        "params.yaml: datasets.cells.label.column: photos brings no column clas; did you mean class?",
+        "params.yaml: datasets.cells.group: photos brings no column patient; known: class",
+        "params.yaml: datasets.cells.split.stratify.1: photos brings no column Class; did you mean class?",
+    ]
+    assert not Path("data/prepared").exists()
+
+
+def test_a_column_with_a_name_of_our_own_is_an_error(cells: list[Path]) -> None:
+    table_source(cells, label=["a", "b"] * 8)
+    with pytest.raises(UserError, match="data/raw/photos: the column label has a name that prepare gives itself"):
+        run(label={"column": "label"})
+
+
+def test_a_class_whose_images_are_all_broken_is_an_error(cells: list[Path]) -> None:
+    photos(cells)
+    for name in "12345":
+        (Path("photos/sound") / f"{name}.png").parent.mkdir(exist_ok=True)
+        Path("photos/odd").mkdir(exist_ok=True)
+        (Path("photos/odd") / f"{name}.png").write_bytes(b"no image")
+    refetch()
+    with pytest.raises(UserError, match=r"datasets\.cells: the class odd has 0 samples; to have some in every part it"):
+        run()
+
+
+def test_a_linked_image_that_changed_is_an_error_and_the_data_set_stays_as_it_was(cells: list[Path]) -> None:
+    photos(cells, link=True)
+    before = run().facts
+    shutil.copyfile(cells[100], "photos/sound/cell0001.png")
+    with pytest.raises(UserError, match=r"^photos/sound/cell0001\.png has changed since it was fetched"):
+        run()
+    assert json.loads(Path("data/prepared/cells/dataset.json").read_text()) == before
