@@ -65,7 +65,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_over in path.parent.glob(f".{path.name}.tmp-*"):
-        if not _is_running(int(left_over.name.rpartition("-")[2])):
+        process = left_over.name.rpartition("-")[2]
+        if process.isdecimal() and not _is_running(int(process)):
             shutil.rmtree(left_over)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     temporary.mkdir()
@@ -104,9 +105,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path} is not there: run `dvc repro`, or `dvc pull` what another clone has computed"
-        ) from None
+        raise missing(path) from None
 
 
 def missing(path: Path) -> UserError:
@@ -130,9 +129,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         with pq.ParquetFile(path) as file:  # pq.read_table would import pandas: half a second for every stage
             return file.read(columns=columns)
     except FileNotFoundError:
-        raise UserError(
-            f"{path} is not there: run `dvc repro`, or `dvc pull` what another clone has computed"
-        ) from None
+        raise missing(path) from None
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -199,8 +199,9 @@ class Params(Entry):
 def suggest(name: str, known: Iterable[str]) -> str:
     """Say which known name is nearest to a wrong one, or which there are."""
     known = list(known)
-    near = get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
+    spelled = {k.lower(): k for k in known}  # C for c, too
+    near = get_close_matches(name.lower(), spelled, n=1)
+    return f"did you mean {spelled[near[0]]}?" if near else f"known: {', '.join(known) or 'none'}"
 
 
 def kinds(room: str) -> list[str]:
@@ -293,7 +294,8 @@ def _validate(model: type[ModelT], content: Any, where: tuple[str, ...], problem
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        problems += [explain({**e, "loc": (*where, *e["loc"])}, model, content, where) for e in error.errors()]
+        errors = [e for e in error.errors() if e["loc"][-1:] != ("[key]",)]  # names are checked by `read_params`
+        problems += [explain({**e, "loc": (*where, *e["loc"])}, model, content, where) for e in errors]
         return None
 
 
@@ -308,7 +310,9 @@ def explain(error: ErrorDetails, model: type[BaseModel], content: Any, where: tu
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{place}: {message}"
-    shown = repr(error["input"])
+    shown = "empty" if error["input"] is None else repr(error["input"])
+    if error["type"] in ("model_type", "dict_type"):
+        return f"{place} is {shown}: it needs keys"
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return f"{place} is {shown}: {message[0].lower()}{message[1:]}"
 

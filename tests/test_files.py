@@ -1,0 +1,204 @@
+"""Files: whole or not there at all, whatever moment a writer was killed at, and the same bytes every time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from stages.cli import UserError
+from stages.files import (
+    hash_bytes,
+    hash_file,
+    hash_json,
+    link_or_copy,
+    new_file,
+    new_folder,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+    write_text,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write_half(path: Path) -> None:
+    path.write_text("half")
+    raise InterruptedError
+
+
+def run_and_kill(program: str, folder: Path) -> None:
+    """Run a program that says when it has come half way, and kill it there with -9."""
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    env = {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half way\n"
+        process.send_signal(signal.SIGKILL)
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.txt"
+    with new_file(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists()
+        assert temporary.parent == path.parent  # or the renaming would copy
+    assert path.read_text() == "half"
+    assert names(path.parent) == ["a.txt"]
+
+
+def test_a_failed_writer_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "before")
+    with pytest.raises(InterruptedError), new_file(path) as temporary:
+        write_half(temporary)
+    assert path.read_text() == "before"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_killed_writer_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "before")
+    program = """
+        import time
+        from pathlib import Path
+        from stages.files import new_file
+        with new_file(Path("a.txt")) as temporary:
+            temporary.write_text("aft")
+            print("half way", flush=True)
+            time.sleep(60)
+    """
+    run_and_kill(program, tmp_path)
+    assert (tmp_path / "a.txt").read_text() == "before"
+
+
+def test_a_folder_replaces_the_old_one_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    for content in ("old", "new"):
+        with new_folder(path) as temporary:
+            (temporary / content).write_text(content)
+            assert names(path) == ["old"] if content == "new" else not path.exists()
+    assert names(path) == ["new"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_failed_writer_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with new_folder(path) as temporary:
+        (temporary / "old").touch()
+    with pytest.raises(InterruptedError), new_folder(path) as temporary:
+        write_half(temporary / "new")
+    assert names(path) == ["old"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_what_a_killed_writer_left_is_no_output_and_is_removed_by_the_next(tmp_path: Path) -> None:
+    program = """
+        import time
+        from pathlib import Path
+        from stages.files import new_folder
+        with new_folder(Path("out")) as temporary:
+            (temporary / "half").touch()
+            print("half way", flush=True)
+            time.sleep(60)
+    """
+    run_and_kill(program, tmp_path)
+    (left_over,) = names(tmp_path)
+    assert left_over.startswith(".out.tmp-")
+    assert not (tmp_path / "out").exists()
+    with new_folder(tmp_path / "out") as temporary:
+        (temporary / "whole").touch()
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["whole"]
+
+
+def test_what_other_programs_named_alike_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".out.tmp-notes").mkdir()
+    with new_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == [".out.tmp-notes", "out"]
+
+
+def test_what_another_running_writer_is_writing_is_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / f".out.tmp-{os.getppid()}"
+    other.mkdir()
+    with new_folder(tmp_path / "out"):
+        pass
+    assert other.is_dir()
+
+
+def test_json_keeps_its_order_and_every_letter(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    value = {"b": 1, "a": [0.1, None, "ß\u2028"], "c": {"z": True}}
+    write_json(path, value)
+    assert read_json(path) == value
+    assert list(read_json(path)) == ["b", "a", "c"]
+    assert "ß" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_json_does_not_know_are_refused_and_nothing_is_written(tmp_path: Path, value: float) -> None:
+    write_json(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(ValueError, match="Out of range float values"):
+        write_json(tmp_path / "a.json", {"a": value})
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_equal_tables_give_equal_bytes_and_come_back(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        table = pa.table({"name": ["a", "é"], "value": [1.5, None]})
+        write_table(tmp_path / name, table)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert read_table(tmp_path / "one").to_pylist() == [{"name": "a", "value": 1.5}, {"name": "é", "value": None}]
+    assert read_table(tmp_path / "one", columns=["value"]).column_names == ["value"]
+
+
+def test_what_is_not_there_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    for read in (read_json, read_table):
+        with pytest.raises(UserError, match="gone is not there: run `dvc repro`, or `dvc pull`"):
+            read(tmp_path / "gone")
+
+
+def test_hashes_are_those_of_sha256sum(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
+    assert hash_bytes(b"abc") == hash_file(path) == known
+    assert hash_json({"a": [1, "é"]}) == hashlib.sha256(rb'{"a":[1,"\u00e9"]}').hexdigest()
+
+
+@pytest.mark.parametrize("other", [{"b": 2, "a": 1.5}, {"a": 1, "b": "2"}, {"a": 1}])
+def test_hash_of_json_tells_values_apart_and_not_the_order_of_keys(other: dict[str, Any]) -> None:
+    assert hash_json({"a": 1, "b": 2}) == hash_json({"b": 2, "a": 1})
+    assert hash_json({"a": 1, "b": 2}) != hash_json(other)
+
+
+def test_a_link_costs_no_space_and_where_there_are_none_a_copy_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "a"
+    source.write_bytes(b"abc")
+    link_or_copy(source, tmp_path / "link")
+    assert (tmp_path / "link").samefile(source)
+
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    link_or_copy(source, tmp_path / "copy")
+    assert not (tmp_path / "copy").samefile(source)
+    assert (tmp_path / "copy").read_bytes() == b"abc"
