@@ -294,7 +294,8 @@ def _validate(model: type[ModelT], content: Any, where: tuple[str, ...], problem
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        errors = [e for e in error.errors() if e["loc"][-1:] != ("[key]",)]  # names are checked by `read_params`
+        # Names of entries are checked by `read_params`: pydantic would only say that 7 is no text.
+        errors = [e for e in error.errors() if not (model is Params and e["loc"][2:] == ("[key]",))]
         problems += [explain({**e, "loc": (*where, *e["loc"])}, model, content, where) for e in errors]
         return None
 

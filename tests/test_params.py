@@ -141,6 +141,12 @@ def test_a_wrong_value_is_told_with_its_place(tmp_path: Path, old: str, new: str
         assert found == messages
 
 
+def test_a_number_for_a_name_is_told_on_every_level(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, ("{cells: probe}", "{7: probe}"))
+    assert found.startswith("compare.references.7")
+    assert "runs.probe.transfer.class_weight.7" in problems(tmp_path, ("C: 1.0", "class_weight: {7: 1.0}"))[-1]
+
+
 def test_an_empty_level_is_told(tmp_path: Path) -> None:
     run = "\n  probe: {dataset: cells, features: lite0, transfer: {kind: logistic, C: 1.0}}"
     assert problems(tmp_path, (run, "")) == ["runs is empty: it needs keys"]
