@@ -323,8 +323,9 @@ def _readable(loc: tuple[int | str, ...], content: Any, skip: int) -> tuple[int 
     kept: list[int | str] = list(loc[:skip])
     for part in loc[skip:]:
         if isinstance(content, dict):
-            kept.append(part)
-            content = content.get(part)
+            if part in content or KEY.fullmatch(str(part)):  # not "literal['auto']", the name of an alternative
+                kept.append(part)
+                content = content.get(part)
         elif isinstance(content, list) and isinstance(part, int):
             kept.append(part)
             content = content[part] if part < len(content) else None

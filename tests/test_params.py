@@ -144,7 +144,10 @@ def test_a_wrong_value_is_told_with_its_place(tmp_path: Path, old: str, new: str
 def test_a_number_for_a_name_is_told_on_every_level(tmp_path: Path) -> None:
     (found,) = problems(tmp_path, ("{cells: probe}", "{7: probe}"))
     assert found.startswith("compare.references.7")
-    assert "runs.probe.transfer.class_weight.7" in problems(tmp_path, ("C: 1.0", "class_weight: {7: 1.0}"))[-1]
+    assert problems(tmp_path, ("C: 1.0", "class_weight: {7: 1.0}")) == [
+        "runs.probe.transfer.class_weight is {7: 1.0}: input should be 'none' or 'auto'",
+        "runs.probe.transfer.class_weight.7 is 7: input should be a valid string",
+    ]
 
 
 def test_an_empty_level_is_told(tmp_path: Path) -> None:
