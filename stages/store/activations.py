@@ -124,7 +124,8 @@ def write_features(
                     writer.append(piece)
             facts["bytes_per_image"] += writer.bytes_per_row
             facts["logits_per_file"] = writer.rows_per_file
-        write_table(new / "index.parquet", pa.table({"image_hash": _text(image_hashes), "row": np.arange(count)}))
+        rows = pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(np.arange(count))])
+        write_table(new / "index.parquet", pa.table({"image_hash": _text(image_hashes), "row": rows}))
         reasons = [rejected[image_hash] for image_hash in sorted(rejected)]
         columns = {"image_hash": _text(sorted(rejected)), "reason": _text(reasons)}
         write_table(new / "rejected.parquet", pa.table(columns))
@@ -219,10 +220,12 @@ def read_features(name: str | Path) -> FeatureStore:
 
 
 def _text(values: Sequence[str]) -> Any:
+    """An Arrow array of texts. Not by pa.array, which imports pandas to ask whether the values are a Series."""
     import pyarrow as pa
 
-    # By way of numpy: of a list pyarrow would ask pandas whether it is one of its own, and import it for that.
-    return pa.array(np.array(values, np.str_), pa.string())
+    encoded = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))
 
 
 def _shard(folder: Path, stem: str, number: int) -> Path:

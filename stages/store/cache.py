@@ -282,7 +282,7 @@ class CacheWriter:
         order = np.argsort(digests)
         tensors, checksums = {}, np.empty((len(order), len(buffer.rows)), np.uint32)
         for number, parts in enumerate(buffer.rows.values()):
-            values = np.concatenate(parts)[order]
+            values = np.ascontiguousarray(np.concatenate(parts)[order])
             checksums[:, number] = _checksums(values)
             tensors[str(number)] = values
         hashes = digests[order].view(np.uint8).reshape(-1, 32)

@@ -64,7 +64,7 @@ def write_arrays(folder: Path, facts: Mapping[str, Any], arrays: Mapping[str, ND
 
     write_json(folder / "model.json", facts)
     with new_file(folder / "model.safetensors") as path:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
 
 
 def read_model(folder: Path) -> Model:
