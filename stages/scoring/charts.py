@@ -130,7 +130,7 @@ def scatter(points: Sequence[Point], name: str, width: int = 860) -> Markup:
     parts = [*frame.grid(), *frame.cost_axis()]
     for cluster in _clusters(points, frame):
         parts += _cluster(cluster, frame)
-    return _svg(width, frame.height, parts, name, class_="scatter")
+    return _svg(width, frame.height, parts, name, class_="scatter", role="group")  # an image could hold no links
 
 
 ROW = 15
@@ -324,8 +324,10 @@ def thin(points: Sequence[tuple[float, float]], limit: int = MAX_CURVE_POINTS) -
     return kept if kept[-1] == points[-1] else [*kept, points[-1]]
 
 
-def _svg(width: float, height: float, parts: Iterable[Markup], name: str | None, class_: str) -> Markup:
+def _svg(
+    width: float, height: float, parts: Iterable[Markup], name: str | None, class_: str, role: str = "img"
+) -> Markup:
     size = {"class_": class_, "viewBox": f"0 0 {width:g} {height:g}", "width": width, "height": height}
     if name is None:
         return element("svg", *parts, **size, aria_hidden="true")
-    return element("svg", *parts, **size, role="img", aria_label=name)
+    return element("svg", *parts, **size, role=role, aria_label=name)

@@ -27,7 +27,7 @@ from stages.params import Dataset, Params
 from stages.scoring.intervals import Difference, differences
 from stages.scoring.metrics import Outcomes
 from stages.scoring.records import Record
-from stages.scoring.wording import count, decimals, listed, signed
+from stages.scoring.wording import count, decimals, interval, listed, signed
 
 SIGNIFICANCE = 0.05
 BETTER, WORSE, EVEN, ONE_SPLIT, TOO_FEW = (
@@ -113,7 +113,8 @@ def _compare_dataset(name: str, params: Params, records: Mapping[str, Record]) -
     thorough = {k: r for k, r in of_dataset.items() if r.metrics["repeats"] == repeats}
     best = min(thorough, key=lambda k: (-_accuracy(thorough[k]), _cheapness(thorough[k])))
     reference = reference_run(name, params, records)
-    to_best = _differences(best, thorough)
+    to_reference = {} if reference is None else _differences(reference, of_dataset)
+    to_best = to_reference if best == reference and len(thorough) == len(of_dataset) else _differences(best, thorough)
     recommended = _recommended(best, thorough, to_best) if repeats > 1 else None
     chosen = next(iter(thorough.values()))
     return DatasetComparison(
@@ -126,8 +127,8 @@ def _compare_dataset(name: str, params: Params, records: Mapping[str, Record]) -
         best=best,
         recommended=recommended,
         recommendation=_sentence(best, recommended, thorough, to_best, params),
-        cautions=_cautions(recommended or best, of_dataset, thorough),
-        to_reference={} if reference is None else _differences(reference, of_dataset),
+        cautions=_cautions(recommended or best, of_dataset, thorough, {best: to_best, reference: to_reference}),
+        to_reference=to_reference,
         to_best=to_best,
     )
 
@@ -216,8 +217,8 @@ def _sentence(
     difference = to_best[recommended]
     return (
         f"Use {_introduced(chosen, params)}: its accuracy of {_interval(chosen)} is not shown to be worse than the "
-        f"{decimals(_accuracy(top))} of the best, {_introduced(top, params)} (difference {signed(difference.value)}, "
-        f"95 % interval {signed(difference.low)} to {signed(difference.high)}), and it {_why_cheaper(chosen, top)}."
+        f"{decimals(_accuracy(top))} of {best}, the best (difference {signed(difference.value)}, 95 % interval "
+        f"{interval(difference.low, difference.high, signed)}), and it {_why_cheaper(chosen, top)}."
     )
 
 
@@ -229,7 +230,8 @@ def _introduced(record: Record, params: Params) -> str:
 def _interval(record: Record) -> str:
     low, high = record.metrics.get("accuracy_low"), record.metrics.get("accuracy_high")
     value = decimals(_accuracy(record))
-    return value if low is None or high is None else f"{value} (95 % interval {decimals(low)} to {decimals(high)})"
+    limits = interval(low, high)
+    return f"{value} (95 % interval {limits})" if limits else value
 
 
 def _why_best(best: str, records: Mapping[str, Record], to_best: Mapping[str, Difference]) -> str:
@@ -257,14 +259,19 @@ def _why_cheaper(chosen: Record, top: Record) -> str:
     return "costs no more"
 
 
-def _cautions(shown: str, records: Mapping[str, Record], thorough: Mapping[str, Record]) -> list[str]:
-    """Return what a reader of the recommendation must know beside it."""
+def _cautions(
+    shown: str,
+    records: Mapping[str, Record],
+    thorough: Mapping[str, Record],
+    known: Mapping[str | None, Mapping[str, Difference]],
+) -> list[str]:
+    """Return what a reader of the recommendation must know beside it; `known` are differences, by what they are to."""
     cautions = []
     baselines = {k: r for k, r in thorough.items() if _is_baseline(r) and k != shown}
     if _is_baseline(thorough[shown]):
         cautions.append(f"{shown} is a baseline: nothing is transferred. No transfer has scored higher.")
     elif baselines and thorough[shown].metrics["repeats"] > 1:
-        found = _differences(shown, {shown: thorough[shown], **baselines})
+        found = known.get(shown) or _differences(shown, {shown: thorough[shown], **baselines})
         unbeaten = [k for k in baselines if verdict(found[k]) != WORSE]
         if unbeaten:
             cautions.append(
@@ -381,8 +388,8 @@ def _range_of(pairs: Sequence[RunPair]) -> str:
     if len(pairs) > 1:
         return f"{signed(values[0])} to {signed(values[-1])} ({len(pairs)} runs)"
     only = pairs[0]
-    interval = "" if only.low is None else f" (95 % interval {signed(only.low)} to {signed(only.high)})"
-    return f"{signed(only.difference)}{interval}"
+    limits = interval(only.low, only.high, signed)
+    return f"{signed(only.difference)} (95 % interval {limits})" if limits else signed(only.difference)
 
 
 def comparison_content(comparison: Comparison) -> dict[str, Any]:

@@ -48,6 +48,8 @@ SECTIONS = {
 }
 BAR_WIDTHS = (230, 132)
 """Of the bars on a desk and on a phone, in pixels."""
+MOST_SHEETS = 12
+"""Classes whose contact sheets are shown."""
 
 
 def page(params: Params, records: Mapping[str, Record], comparison: Comparison, rows: Sequence[Row]) -> str:
@@ -327,7 +329,7 @@ def _data(d: DatasetComparison, params: Params, records: Mapping[str, Record], p
     folder, files = PREPARED / d.name / "pictures", facts.get("pictures", {})
     sheets = [
         pictures.add(folder / file, alt=f"Contact sheet of images of class {name}", caption=f"Class {name}.")
-        for name, file in files.items()
+        for name, file in list(files.items())[:MOST_SHEETS]
     ]
     there = any((folder / file).is_file() for file in files.values())
     return {

@@ -13,12 +13,12 @@ from stages.scoring.comparison import Comparison
 from stages.scoring.inline_pictures import Picture, Pictures
 from stages.scoring.leaderboard import Row
 from stages.scoring.records import Record, read_plot
-from stages.scoring.wording import count, decimals, interval, seconds
+from stages.scoring.wording import count, decimals, interval, listed, seconds
 
 MOST_CLASSES = 12
 """Classes shown in curves and in the confusion matrix: the hardest ones where there are more."""
-MOST_SLICES = 12
-"""Values of a column shown: the hardest ones where there are more."""
+MOST_ROWS = 12
+"""Classes, and values of a column, in a table: the hardest ones where there are more."""
 
 
 def run_details(
@@ -39,6 +39,7 @@ def run_details(
         "charts": list(_charts(name, record)),
         "confusion": _confusion(name, record.facts["classes"], _shown_classes(record)),
         "tables": list(_tables(name, record)),
+        "not_sliced": _not_sliced(record),
         "mistakes": _mistakes(name, pictures) if name in special else None,
         "params": _params_text(name, params),
     }
@@ -145,30 +146,41 @@ def _confusion(run: str, classes: Sequence[str], shown: Sequence[str]) -> dict[s
 
 
 def _tables(run: str, record: Record) -> Iterator[dict[str, Any]]:
-    classes = record.details["classes"]
+    """Yield a table for the classes and for each column that the test images are sliced by."""
     figures = {"precision": "precision", "recall": "recall", "f1": "F1", "auc": "AUC"}
+    shown, few = _hardest(record.details["classes"], "recall")
     yield {
         "id": f"classes-{run}",
-        "title": "Each class",
+        "title": f"Each class{few}",
         "columns": ["class", "images", *figures.values()],
-        "rows": [[c["class"], count(c["images"]), *(_with_interval(c, figure) for figure in figures)] for c in classes],
+        "rows": [[c["class"], count(c["images"]), *(_with_interval(c, figure) for figure in figures)] for c in shown],
     }
-    columns = list(dict.fromkeys(s["column"] for s in record.details["slices"]))
-    for i, column in enumerate(columns):
-        slices = [s for s in record.details["slices"] if s["column"] == column]
-        few = ""
-        if len(slices) > MOST_SLICES:
-            few = f", the {MOST_SLICES} hardest of {len(slices)}"
-            slices.sort(key=lambda s: (2.0 if s["accuracy"] is None else s["accuracy"], str(s["value"])))
+    slices: dict[str, list[dict[str, Any]]] = {}
+    for entry in record.details["slices"]:
+        slices.setdefault(entry["column"], []).append(entry)
+    for i, (column, entries) in enumerate(slices.items()):
+        shown, few = _hardest(entries, "accuracy")
         yield {
             "id": f"slices-{run}-{i}",
             "title": f"By {column}{few}",
             "columns": [column, "images", "accuracy", "AUC"],
             "rows": [
-                [s["value"], count(s["images"]), _with_interval(s, "accuracy"), _with_interval(s, "auc")]
-                for s in slices[:MOST_SLICES]
+                [s["value"], count(s["images"]), _with_interval(s, "accuracy"), _with_interval(s, "auc")] for s in shown
             ],
         }
+
+
+def _hardest(entries: Sequence[dict[str, Any]], figure: str) -> tuple[Sequence[dict[str, Any]], str]:
+    """Return all entries; where they are many, those with the lowest figure, and how to say so."""
+    if len(entries) <= MOST_ROWS:
+        return entries, ""
+    ordered = sorted(entries, key=lambda e: 2.0 if e[figure] is None else e[figure])
+    return ordered[:MOST_ROWS], f", the {MOST_ROWS} hardest of {len(entries):,}"
+
+
+def _not_sliced(record: Record) -> str:
+    many = [f"{entry['column']} ({entry['values']:,} values)" for entry in record.details["not_sliced"]]
+    return f"Too many values to look at each: {listed(many)}." if many else ""
 
 
 def _with_interval(figures: Mapping[str, Any], name: str) -> str:

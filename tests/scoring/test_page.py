@@ -236,8 +236,9 @@ STRUCTURE = """() => {
   all('img').forEach(e => (e.alt && e.width && e.height) || problems.push('img without alt or size'));
   all('svg:not([aria-hidden])').forEach(e => e.getAttribute('aria-label') || problems.push('svg without a name'));
   all('table').forEach(e => e.caption || e.getAttribute('aria-label') || e.getAttribute('aria-labelledby')
-    || e.closest('[role=region]') || problems.push(`table without a name: ${e.textContent.slice(0, 40)}`));
-  all('[role=region]').forEach(e => e.tabIndex === 0 || problems.push('what scrolls cannot be reached by keyboard'));
+    || e.closest('[role=group]') || problems.push(`table without a name: ${e.textContent.slice(0, 40)}`));
+  all('.wide, pre').forEach(e => (e.tabIndex === 0 && e.getAttribute('role') === 'group')
+    || problems.push('what scrolls cannot be reached by keyboard'));
   for (const [q, n] of [['h1', 1], ['main', 1], ['body > header', 1], ['body > footer', 1], ['nav', 1]])
     all(q).length === n || problems.push(`${q}: ${all(q).length}`);
   if (document.documentElement.lang !== 'en') problems.push('no language');
