@@ -59,7 +59,9 @@ class Predictor:
         self.classes: list[str] = facts["classes"]
         self.columns = [f"p_{name}" for name in self.classes]
         self._folder = folder
-        self._features = Features.model_validate(read_json(folder / "features.json")["entry"])
+        stored = read_json(folder / "features.json")
+        self._shape: list[int] = stored["shape"]
+        self._features = Features.model_validate(stored["entry"])
 
     def predict(self, contents: Iterable[bytes]) -> list[Probabilities | BadImage]:
         """Return for each image file, given by its bytes, the probabilities (classes,), or why it cannot be decoded."""
@@ -91,7 +93,8 @@ class Predictor:
             np.concatenate([batch.rows[column] for column in self._columns if column.view == view], axis=1)
             for view in self._features.all_views
         ]
-        return np.stack(views, axis=1).astype(np.float32)
+        together = np.stack(views, axis=1).astype(np.float32)
+        return _with_channels(together, self._shape[0]) if self._features.cut == "image" else together
 
     @cached_property
     def _columns(self) -> list[Column]:
@@ -117,6 +120,17 @@ class Predictor:
         from stages.store.models import read_model
 
         return read_model(self._folder)
+
+
+def _with_channels(pixels: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
+    """Make pixels (B, views, C, S, S) grey or colour, as those are that a model was trained on."""
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=2)  # as extract stores grey images among colour ones
+    red, green, blue = np.moveaxis(pixels, 2, 0)
+    grey: NDArray[np.float32] = np.rint(0.299 * red + 0.587 * green + 0.114 * blue)  # ITU-R BT.601, as Pillow's mode L
+    return grey[:, :, np.newaxis]
 
 
 def _itself(content: bytes) -> bytes:
@@ -203,7 +217,7 @@ def _writer(form: str, predictor: Predictor) -> Callable[[Path, Probabilities], 
     def write_json(path: Path, probabilities: Probabilities) -> None:
         rounded = {name: float(f"{p:.9g}") for name, p in zip(predictor.classes, probabilities, strict=True)}
         line = {"path": str(path), "class": predictor.classes[probabilities.argmax()], "probabilities": rounded}
-        print(json.dumps(line, ensure_ascii=False))
+        print(json.dumps(line))
 
     if form == "jsonl":
         return write_json

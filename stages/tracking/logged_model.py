@@ -28,12 +28,12 @@ REQUIREMENTS = (
     "pydantic",
     "safetensors",
     "scikit-learn",
-    "skops",
+    "scipy",
     "timm",
     "torch",
     "torchvision",
 )
-"""What the served model imports, directly or through its stages; test_published_model.py holds it to that."""
+"""What the served model imports itself, whatever its kind, device or engine; tests/test_predict.py holds it to that."""
 
 
 def log_model(client: MlflowClient, experiment: str, run: str, entry: Path, result: Mapping[str, Any]) -> str:

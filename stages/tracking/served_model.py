@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,8 @@ class ServedModel(PythonModel):
         """Open the model's folder; the network itself is built with the first image."""
         from stages.predict import Predictor
 
+        # Exported networks are kept in the pipeline's cache, which lies in a project's folder; here there is none.
+        os.environ.setdefault("TRANSFER_CACHE", str(_cache_folder()))
         self._predictor: Predictor = Predictor(Path(context.artifacts["model"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
@@ -45,6 +49,16 @@ class ServedModel(PythonModel):
                 raise _refused(row, str(result))
             rows.append({"class": classes[result.argmax()], **dict(zip(columns, result, strict=True))})
         return pd.DataFrame(rows, columns=["class", *columns])
+
+
+def _cache_folder() -> Path:
+    """Return a folder of the user's to keep files in, or where there is none one that goes with the machine."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "transfer-pipeline"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return Path(tempfile.mkdtemp(prefix="transfer-pipeline-"))
+    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="transfer-pipeline-"))
 
 
 def _bytes(value: Any, row: int) -> bytes:
