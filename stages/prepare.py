@@ -48,6 +48,8 @@ def prepare(name: str, entry: Dataset) -> None:
         checked = check_images(images, folder / "thumbnails.parquet")
         reasons = why_left_out(images, checked, labels, brought, entry)
         rows = np.array([row for row, reason in enumerate(reasons) if reason is None], np.int64)
+        if not len(rows):
+            raise UserError(f"data/raw/{entry.images}: no image can be used; the first of {len(images)}: {reasons[0]}")
         source, checked = images.samples.take(rows), [checked[row] for row in rows]
         labels = Labels(labels.classes, labels.index[rows])
         groups = group_names(source, entry.group)
@@ -104,10 +106,11 @@ def why_left_out(
 
 
 def group_names(source: pa.Table, column: str | None) -> list[str | None]:
-    """Return the group of each sample; None where there are no groups, or where the column is empty."""
+    """Return the group of each sample, None when there are no groups. Where the column is empty a sample is its own."""
     if column is None:
         return [None] * source.num_rows
-    return [None if value is None or value == "" else str(value) for value in source[column].to_pylist()]
+    pairs = zip(source[column].to_pylist(), source["sample"].to_pylist(), strict=True)
+    return [sample if value is None or value == "" else str(value) for value, sample in pairs]
 
 
 def divide(

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from stages.backbones.registry import NetworkFacts, build_network, network_facts, torchvision_weights
 from stages.cli import UserError
@@ -27,7 +27,8 @@ from stages.params import suggest
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Origin = Literal["package", "timm", "torchvision", "file", "random"]
+    from stages.sources.weights import Params
+
 Library = Literal["timm", "torchvision"]
 
 # network: (name at the package index, module that holds the file). Tensors and order are those of timm's network, the
@@ -44,16 +45,6 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
 
-class WeightsEntry(Protocol):
-    """What `fetch_weights` reads of a download's entry in params.yaml."""
-
-    network: str
-    origin: Origin
-    library: Library | None
-    seed: int
-    path: str
-
-
 class Fetched(NamedTuple):
     """A network with its weights, and what is known about them."""
 
@@ -63,7 +54,7 @@ class Fetched(NamedTuple):
     classes: int
 
 
-def fetch_weights(entry: WeightsEntry, folder: Path) -> None:
+def fetch_weights(entry: Params, folder: Path) -> None:
     """Write weights.safetensors and network.json into a folder, which exists.
 
     Raises UserError for a network that the library has not, and for weights that cannot be had or do not fit it.
@@ -89,7 +80,7 @@ def fetch_weights(entry: WeightsEntry, folder: Path) -> None:
     write_json(folder / "network.json", written | ({"seed": entry.seed} if entry.origin == "random" else {}))
 
 
-def _fetch(entry: WeightsEntry, library: Library, facts: NetworkFacts) -> Fetched:
+def _fetch(entry: Params, library: Library, facts: NetworkFacts) -> Fetched:
     if entry.origin == "package":
         return _from_package(entry.network, facts)
     if entry.origin == "timm":
@@ -131,7 +122,7 @@ def hash_weights(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _library(entry: WeightsEntry) -> Library:
+def _library(entry: Params) -> Library:
     """The library that builds the network: the origin's own where it has one."""
     own: dict[str, Library] = {"package": "timm", "timm": "timm", "torchvision": "torchvision"}
     library = own.get(entry.origin)

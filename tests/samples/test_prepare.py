@@ -171,9 +171,7 @@ def test_same_pixels_with_different_labels_are_told(cells: list[Path], capsys: p
 
 
 def test_groups_stay_whole_and_are_counted(cells: list[Path]) -> None:
-    table_source(
-        cells, kind=["a", "b"] * 24, patient=[number // 4 for number in range(48)], day=["x", "y", None, ""] * 12
-    )
+    table_source(cells, kind=["a", "b"] * 24, patient=[number // 4 for number in range(48)])
     samples = run(label={"column": "kind"}, group="patient")
     groups = samples.groups
     assert groups is not None
@@ -181,6 +179,14 @@ def test_groups_stay_whole_and_are_counted(cells: list[Path]) -> None:
     assert groups[:5] == ["0", "0", "0", "0", "1"]
     for repeat in range(4):
         assert len(set(zip(groups, samples.table[f"split_{repeat}"].to_pylist(), strict=True))) == 12
+
+
+def test_an_image_without_group_is_a_group_by_itself(cells: list[Path]) -> None:
+    table_source(cells, kind=["a", "b"] * 24, day=["x", "x", None, ""] * 4 + [None] * 32)
+    samples = run(label={"column": "kind"}, group="day")
+    names = samples.table["sample"].to_pylist()
+    assert samples.groups == ["x" if row < 16 and row % 4 < 2 else name for row, name in enumerate(names)]
+    assert samples.facts["groups"] == 1 + 48 - 8
 
 
 def test_thresholds_and_strata_of_numbers(cells: list[Path]) -> None:
@@ -245,6 +251,15 @@ def test_a_column_with_a_name_of_our_own_is_an_error(cells: list[Path]) -> None:
     table_source(cells, label=["a", "b"] * 8)
     with pytest.raises(UserError, match="data/raw/photos: the column label has a name that prepare gives itself"):
         run(label={"column": "label"})
+
+
+def test_images_none_of_which_can_be_used_are_an_error_that_says_why(cells: list[Path]) -> None:
+    for name in ("a/1.png", "b/1.png"):
+        (Path("photos") / name).parent.mkdir(parents=True)
+        (Path("photos") / name).write_bytes(cells[0].read_bytes()[:100])
+    refetch()
+    with pytest.raises(UserError, match="data/raw/photos: no image can be used; the first of 2: image file is truncat"):
+        run()
 
 
 def test_a_class_whose_images_are_all_broken_is_an_error(cells: list[Path]) -> None:
