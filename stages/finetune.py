@@ -84,22 +84,21 @@ def _train(name: str, run: Run, samples: Samples, features: FeatureStore, repeat
 
 def _read(samples: Samples, features: FeatureStore, rows: NDArray[np.int64], views: list[str] | None) -> Part:
     """Read some samples; raises UserError for samples without features, or with features that are no numbers."""
-    names, hashes = samples.table["sample"].take(rows), samples.table["image_hash"].take(rows)
-    at = features.rows(hashes.to_pylist())
+    names, hashes, groups = samples.table["sample"].to_pylist(), samples.image_hashes, samples.groups
+    at = features.rows([hashes[row] for row in rows])
     absent = np.flatnonzero(at < 0)
     if len(absent):
         raise UserError(
             f"{features.folder} lacks {len(absent)} of {len(rows)} images of {samples.name}, "
-            f"the first is {names[absent[0]].as_py()}: run `dvc repro`, so that both are of the same images"
+            f"the first is {names[rows[absent[0]]]}: run `dvc repro`, so that both are of the same images"
         )
     activations = features.read(at, views)
-    _check_finite(activations, [str(features.folder), *names.to_pylist()])
-    groups = None if samples.groups is None else [samples.groups[row] for row in rows]
-    return Part(activations, samples.labels[rows], samples.targets[rows], groups)
+    _check_finite(activations, features.folder, [names[row] for row in rows])
+    own = None if groups is None else [groups[row] for row in rows]
+    return Part(activations, samples.labels[rows], samples.targets[rows], own)
 
 
-def _check_finite(activations: NDArray[np.float32], names: list[str]) -> None:
-    folder, *samples = names
+def _check_finite(activations: NDArray[np.float32], folder: Path, samples: list[str]) -> None:
     finite = np.isfinite(activations)
     if finite.all():
         return

@@ -19,7 +19,7 @@ Shrinkage = OneOrMany[Literal["auto"] | Annotated[float, Field(gt=0, le=1)]]
 def shrinkage_field() -> Any:
     """Return what the key `shrinkage` means and its default."""
     meaning = "share of the covariance that is replaced by a sphere of its size; auto: Ledoit and Wolf's"
-    return Field(["auto"], description=meaning)
+    return Field(["auto", 0.3, 0.9], description=meaning)
 
 
 def discriminants(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Score: TypeAlias = Callable[[Indices, Indices], Floats]
 
 FOLDS = 5
-_MOST_STEPS = 100
+_MOST_STEPS, _NEAR = 100, 1e-14
 
 
 def calibrate(rows: Rows, seed: int, score: Score) -> list[tuple[float, Floats]]:
@@ -91,9 +91,9 @@ def platt(scores: Floats, labels: Indices, weights: Floats) -> tuple[float, Floa
     now = loss(at)
     for _ in range(_MOST_STEPS):
         gradient, curvature = _derivatives(at, scores, targets, weights)
-        if np.abs(gradient).max() <= 1e-9 * weights.sum():
-            break
         step = np.linalg.solve(curvature, gradient)
+        if gradient @ step <= _NEAR * weights.sum():  # twice what the loss can still fall by
+            break
         length = 1.0
         while (new := loss(at - length * step)) > now - 1e-4 * length * float(gradient @ step):
             length /= 2

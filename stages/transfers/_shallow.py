@@ -9,8 +9,8 @@ that fits one head for each of several settings on the same rows. All else is do
    validation is chosen; equals are decided by the order in params.yaml.
 4. `refit: true` fits that one again on training and validation together.
 
-Class weights have one meaning everywhere: a sample of weight 2 counts as two equal samples would, in statistics, losses
-and calibration.
+Class weights have one meaning everywhere: a sample of weight 2 counts as two equal samples would, in statistics, in
+losses, in calibration and in the choice.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def fit_shallow(params: ShallowParams, data: TrainingData, seed: int, fit_heads:
     if len(settings) > 1 or not params.refit:
         normalization, rows = prepare(params, [data.training], data.classes)
         heads = fit_heads(rows, settings, seed)
-        losses = [validation_loss(params, normalization, head, data.validation) for head in heads]
+        losses = [validation_loss(params, normalization, head, data) for head in heads]
         choices = [{**s, "validation_log_loss": loss} for s, loss in zip(settings, losses, strict=True)]
         chosen = int(np.argmin(losses))
         head = heads[chosen]
@@ -154,10 +154,11 @@ def facts_of(params: ShallowParams, classes: list[str], chosen: Setting, choices
     }
 
 
-def validation_loss(params: ShallowParams, normalization: Normalization, head: Head, validation: Part) -> float:
-    """Return the mean log loss of a head on the validation part, in nats."""
-    model = ShallowModel({"views": params.views}, normalization, head)
-    return log_loss(model.predict_proba(validation.activations), validation.labels)
+def validation_loss(params: ShallowParams, normalization: Normalization, head: Head, data: TrainingData) -> float:
+    """Return the mean log loss of a head on the validation part, in nats; classes weigh as they do in training."""
+    model, labels = ShallowModel({"views": params.views}, normalization, head), data.validation.labels
+    weights = class_weights(getattr(params, "class_weight", "none"), data.training.labels, data.classes)
+    return log_loss(model.predict_proba(data.validation.activations), labels, weights[labels])
 
 
 def grid(params: Transfer) -> list[Setting]:
@@ -303,10 +304,10 @@ def softmax(logits: Floats) -> Floats:
     return powers
 
 
-def log_loss(probabilities: Floats, labels: Indices) -> float:
-    """Return the mean log loss in nats; a probability of zero counts as the least positive number."""
+def log_loss(probabilities: Floats, labels: Indices, weights: Floats) -> float:
+    """Return the weighted mean of the log loss in nats; a probability of zero counts as the least positive number."""
     own = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean())
+    return float(np.average(-np.log(np.maximum(own, np.finfo(np.float64).tiny)), weights=weights))
 
 
 def free_columns(classes: int) -> int:
@@ -330,7 +331,7 @@ def fit_logistic(features: Floats, rows: Rows, costs: Sequence[float], seed: int
     from sklearn.linear_model import LogisticRegression
 
     # Newton's method needs few steps, and from one C to the next larger one only a few more.
-    model = LogisticRegression(solver="newton-cg", tol=1e-6, max_iter=1000, warm_start=True, random_state=seed)
+    model = LogisticRegression(solver="newton-cg", tol=1e-5, max_iter=1000, warm_start=True, random_state=seed)
     fitted: dict[float, tuple[Floats, Floats]] = {}
     for cost in sorted(costs):
         with warnings.catch_warnings(record=True) as caught:

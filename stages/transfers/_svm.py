@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stages.threads import in_threads
 from stages.transfers._platt import calibrate
 from stages.transfers._shallow import free_columns, opposite
 
@@ -26,7 +27,8 @@ def machines(kernel: Floats, rows: Rows, costs: Sequence[float], seed: int) -> l
 
     def score(inside: Indices, outside: Indices) -> Floats:
         among, across = kernel[np.ix_(inside, inside)], kernel[np.ix_(outside, inside)]
-        fitted = [_machine(among, rows, inside, cost) for cost in costs]
+        # libsvm uses one core and releases Python's lock.
+        fitted = list(in_threads(lambda cost: _machine(among, rows, inside, cost), costs))
         return np.stack([across @ coefficients + bias for coefficients, bias in fitted])
 
     everything = np.arange(len(kernel))

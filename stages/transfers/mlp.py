@@ -10,6 +10,7 @@ Hinton and Williams, Nature 323, 1986; Loshchilov and Hutter, ICLR 2019, arXiv:1
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -32,7 +33,7 @@ from stages.transfers._shallow import (
 if TYPE_CHECKING:
     import torch
 
-    from stages.transfers import Part, TrainingData
+    from stages.transfers import TrainingData
     from stages.transfers._shallow import Floats, Rows, Setting, Singles
 
 FAMILY = "feature"
@@ -86,9 +87,14 @@ def fit(params: Params, data: TrainingData, seed: int) -> ShallowModel:
 
     Raises UserError when a loss is no longer finite.
     """
+    with one_thread():
+        return _fit(params, data, seed)
+
+
+def _fit(params: Params, data: TrainingData, seed: int) -> ShallowModel:
     settings = grid(params)
     normalization, rows = prepare(params, [data.training], data.classes)
-    courses = [_course(params, normalization, rows, setting, data.validation, seed) for setting in settings]
+    courses = [_course(params, normalization, rows, setting, data, seed) for setting in settings]
     losses = [min(row["validation_log_loss"] for row in history) for _, history in courses]
     best = int(np.argmin(losses))
     head, history = courses[best]
@@ -101,15 +107,28 @@ def fit(params: Params, data: TrainingData, seed: int) -> ShallowModel:
     return replace(ShallowModel(facts, normalization, head), history=history)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one core: its steps are too small to share, and so the bits do not depend on how many there are."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _course(
-    params: Params, normalization: Normalization, rows: Rows, setting: Setting, validation: Part, seed: int
+    params: Params, normalization: Normalization, rows: Rows, setting: Setting, data: TrainingData, seed: int
 ) -> tuple[Head, list[dict[str, float]]]:
     """Train until the validation loss falls no more; return the best epoch's head and a row per epoch."""
     best: Head | None = None
     history: list[dict[str, float]] = []
     lowest, since = np.inf, 0
     for head, training_loss in _epochs(params, rows, setting, params.epochs, seed):
-        loss = validation_loss(params, normalization, head, validation)
+        loss = validation_loss(params, normalization, head, data)
         if not np.isfinite(training_loss + loss):
             rate = setting["learning_rate"]
             raise UserError(f"the loss is no longer finite in epoch {len(history) + 1}: lower learning_rate {rate:g}")
@@ -155,9 +174,9 @@ def _epochs(params: Params, rows: Rows, setting: Setting, epochs: int, seed: int
 
 
 def _network(width: int, hidden: int, classes: int, random: torch.Generator) -> list[torch.Tensor]:
-    """Return weights and biases of both layers at the start: normal numbers that keep the signal's size; zeros."""
+    """Return weights and biases of both layers at the start; the output's are zero, as it knows nothing yet."""
     import torch
 
-    weight = torch.randn((width, hidden), generator=random) * (2 / width) ** 0.5
-    out = torch.randn((hidden, classes), generator=random) * (1 / hidden) ** 0.5
-    return [t.requires_grad_() for t in (weight, torch.zeros(hidden), out, torch.zeros(classes))]
+    weight = torch.randn((width, hidden), generator=random) * (2 / width) ** 0.5  # keeps the signal's size
+    start = (weight, torch.zeros(hidden), torch.zeros((hidden, classes)), torch.zeros(classes))
+    return [tensor.requires_grad_() for tensor in start]
