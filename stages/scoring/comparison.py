@@ -17,14 +17,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from stages.params import Dataset, Params
-from stages.scoring.intervals import Difference, differences
+from stages.scoring.intervals import Difference, differences, holm
 from stages.scoring.metrics import Outcomes
 from stages.scoring.records import Record
 from stages.scoring.wording import count, decimals, interval, listed, signed
@@ -127,7 +127,7 @@ def _compare_dataset(name: str, params: Params, records: Mapping[str, Record]) -
         best=best,
         recommended=recommended,
         recommendation=_sentence(best, recommended, thorough, to_best, params),
-        cautions=_cautions(recommended or best, of_dataset, thorough, {best: to_best, reference: to_reference}),
+        cautions=_cautions(recommended or best, best, of_dataset, thorough, {best: to_best, reference: to_reference}),
         to_reference=to_reference,
         to_best=to_best,
     )
@@ -261,29 +261,41 @@ def _why_cheaper(chosen: Record, top: Record) -> str:
 
 def _cautions(
     shown: str,
+    best: str,
     records: Mapping[str, Record],
     thorough: Mapping[str, Record],
     known: Mapping[str | None, Mapping[str, Difference]],
 ) -> list[str]:
-    """Return what a reader of the recommendation must know beside it; `known` are differences, by what they are to."""
+    """Return what a reader of the recommendation must know beside it.
+
+    known : the differences that were worked out already, by the run that they are to
+    """
     cautions = []
+    repeats = thorough[shown].metrics["repeats"]
     baselines = {k: r for k, r in thorough.items() if _is_baseline(r) and k != shown}
     if _is_baseline(thorough[shown]):
         cautions.append(f"{shown} is a baseline: nothing is transferred. No transfer has scored higher.")
-    elif baselines and thorough[shown].metrics["repeats"] > 1:
+    elif baselines and repeats > 1:
         found = known.get(shown) or _differences(shown, {shown: thorough[shown], **baselines})
-        unbeaten = [k for k in baselines if verdict(found[k]) != WORSE]
+        unbeaten = _unbeaten(found, list(baselines))
+        beaten_by_best = best != shown and not _unbeaten(known[best], unbeaten)
+        more = f"; {best}, the best, is" if beaten_by_best else "; more images would tell"
         if unbeaten:
-            cautions.append(
-                f"It is not shown to beat {listed(unbeaten)}, where nothing is transferred; more images would tell."
-            )
-    fewer = [k for k, r in records.items() if k not in thorough]
+            cautions.append(f"{shown} is not shown to beat {listed(unbeaten)}, where nothing is transferred{more}.")
+    fewer = [k for k in records if k not in thorough]
     if fewer:
-        repeats = thorough[shown].metrics["repeats"]
-        cautions.append(
-            f"Not in the choice, because scored on fewer than the {repeats} splits of the others: {listed(fewer)}."
-        )
+        cautions.append(f"Not in the choice, because scored on fewer than {repeats} splits: {listed(fewer)}.")
     return cautions
+
+
+def _unbeaten(found: Mapping[str, Difference], baselines: Sequence[str]) -> list[str]:
+    """Return the baselines that are not shown to be worse, by a correction for these comparisons alone."""
+    adjusted = holm([found[name].p for name in baselines])
+    return [
+        name
+        for name, p in zip(baselines, adjusted, strict=True)
+        if verdict(replace(found[name], p_adjusted=p)) != WORSE
+    ]
 
 
 def split_pairs(params: Params) -> dict[tuple[str, str], list[tuple[str, str]]]:

@@ -123,7 +123,7 @@ def markdown(rows: Sequence[Row], comparisons: Mapping[str, Any]) -> str:
     lines = ["# Leaderboard", ""]
     for dataset, of_dataset in by_dataset(rows):
         facts = comparisons["datasets"][dataset]
-        lines += [f"## {dataset}", "", facts["recommendation"], ""]
+        lines += [f"## {dataset}", "", " ".join([facts["recommendation"], *facts["cautions"]]), ""]
         lines += ["| run | accuracy | 95 % interval | AUC | difference | cost |", "|---|---|---|---|---|---|"]
         lines += [f"| {' | '.join(_markdown_cells(row))} |" for row in of_dataset]
         lines += ["", *(f"<sub>{line}</sub>" for line in [_legend(of_dataset, facts)]), ""]
@@ -227,7 +227,7 @@ def show(rows: Sequence[Row], comparisons: Mapping[str, Any]) -> None:
         console.print(_terminal_table(dataset, of_dataset))
         console.print(_legend(of_dataset, facts), style="dim", markup=False)
         console.print()
-        console.print(facts["recommendation"], markup=False)
+        console.print(" ".join([facts["recommendation"], *facts["cautions"]]), markup=False)
         console.print()
     for split in comparisons["splits"]:
         console.print(split["meaning"], markup=False)

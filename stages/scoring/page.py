@@ -113,7 +113,7 @@ def _dataset(
     return {
         "name": d.name,
         "split_by": _split_text(d, params),
-        "recommendation": d.recommendation,
+        "recommendation": _unbroken(d.recommendation),
         "cautions": d.cautions,
         "chosen_title": "recommended" if d.recommended else "highest on one split",
         "chosen": {**_figures(chosen), "run": d.shown, "cost": count(chosen["operations_per_image"])},
@@ -137,6 +137,11 @@ def _dataset(
         **_differences(d),
         **_cost_chart(d, rows),
     }
+
+
+def _unbroken(text: str) -> str:
+    """Keep a number and its per cent sign on one line."""
+    return text.replace(" %", "\u00a0%")
 
 
 def _limits(row: Row, figure: str) -> tuple[float, float, float]:
@@ -315,7 +320,7 @@ def _split(split: SplitComparison, params: Params, records: Mapping[str, Record]
         }
         for pair in split.pairs
     ]
-    return {"label": listed(list(split.datasets)), "titles": titles, "rows": rows, "meaning": split.meaning}
+    return {"label": listed(list(split.datasets)), "titles": titles, "rows": rows, "meaning": _unbroken(split.meaning)}
 
 
 # Data and pictures
@@ -326,7 +331,7 @@ def _data(d: DatasetComparison, params: Params, records: Mapping[str, Record], p
     facts = _read_if_there(PREPARED / d.name / "dataset.json")
     tested = {c["class"]: c["images"] for c in records[d.runs[0]].details["classes"]}
     counts: dict[str, int] = facts.get("counts", tested)
-    folder, files = PREPARED / d.name / "pictures", facts.get("pictures", {})
+    folder, files = PREPARED / d.name, facts.get("pictures", {})
     sheets = [
         pictures.add(folder / file, alt=f"Contact sheet of images of class {name}", caption=f"Class {name}.")
         for name, file in list(files.items())[:MOST_SHEETS]
@@ -337,7 +342,11 @@ def _data(d: DatasetComparison, params: Params, records: Mapping[str, Record], p
         "facts": [(k, v) for k, v in _data_facts(d, dataset.images, facts, params) if v],
         "counted": "images" if "counts" in facts else "test images of all repeats",
         "classes": [
-            {"name": name, "images": f"{n:,}", "share": f"{n / max(sum(counts.values()), 1):.0%}".replace("%", " %")}
+            {
+                "name": name,
+                "images": f"{n:,}",
+                "share": f"{n / max(sum(counts.values()), 1):.0%}".replace("%", "\u00a0%"),
+            }
             for name, n in counts.items()
         ],
         "pictures": [p for p in sheets if p is not None],

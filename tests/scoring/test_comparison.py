@@ -182,6 +182,24 @@ def test_baseline_is_not_recommended_for_being_cheap_but_a_caution_names_it() ->
     assert "majority" not in found.cautions[0]
 
 
+def test_caution_says_when_the_best_run_beats_the_baseline_that_the_recommended_one_does_not() -> None:
+    groups = [f"module {i // 10:02d}" for i in range(IMAGES)]
+    module, place = np.arange(IMAGES) // 10, np.arange(IMAGES) % 10
+    right = {
+        "best": place < 8,
+        "cheap": np.where(module < 10, place < 2, place < 9),  # poor on some modules, hence uncertain
+        "pixels": place < 7,
+    }
+    params, records = runs_on_cells(**right)
+    cheap, baseline = {"operations_per_image": 1e6}, {"operations_per_image": 0.0}
+    for name, family, cost in (("best", "feature", {}), ("cheap", "feature", cheap), ("pixels", "none", baseline)):
+        records[name] = make_record(name, make_outcomes(right[name], groups), family, **cost)
+    found = compared(params, records)
+    assert (found.best, found.recommended) == ("best", "cheap")
+    (caution,) = found.cautions
+    assert caution == "cheap is not shown to beat pixels, where nothing is transferred; best, the best, is."
+
+
 def test_baseline_that_scores_highest_is_recommended_and_called_a_baseline() -> None:
     params, records = runs_on_cells(families={"pixels": "none"}, probe=right_in(200), pixels=right_in(390))
     found = compared(params, records)

@@ -99,7 +99,10 @@ def write_pictures() -> None:
     sheet.rotate(180).save("data/evaluations/probe/pictures/mistakes.png")
     write_json(
         Path("data/prepared/cells/dataset.json"),
-        {"counts": {"sound": 120, "defective": 120}, "pictures": {"sound": "sound.png", "defective": "defective.png"}},
+        {
+            "counts": {"sound": 120, "defective": 120},
+            "pictures": {name: f"pictures/{name}.png" for name in ("sound", "defective")},
+        },
     )
     write_json(Path("data/raw/photos/download.json"), {"origin": "a package", "licence": "CC <BY>"})
 
