@@ -93,19 +93,21 @@ def _read(samples: Samples, features: FeatureStore, rows: NDArray[np.int64], vie
             f"the first is {names[rows[absent[0]]]}: run `dvc repro`, so that both are of the same images"
         )
     activations = features.read(at, views)
-    _check_finite(activations, features.folder, [names[row] for row in rows])
+    _check_finite(activations, features.folder, [names[row] for row in rows], views or features.views)
     own = None if groups is None else [groups[row] for row in rows]
     return Part(activations, samples.labels[rows], samples.targets[rows], own)
 
 
-def _check_finite(activations: NDArray[np.float32], folder: Path, samples: list[str]) -> None:
+def _check_finite(activations: NDArray[np.float32], folder: Path, samples: list[str], views: list[str]) -> None:
     finite = np.isfinite(activations)
     if finite.all():
         return
-    bad = np.argwhere(~finite.reshape(len(activations), -1))
+    bad = np.argwhere(~finite.reshape(*activations.shape[:2], -1))
+    image, view, number = bad[0]
     raise UserError(
-        f"{folder}: {len(bad)} activations of {len(np.unique(bad[:, 0]))} images are not finite, "
-        f"the first at {bad[0, 1]} of {samples[bad[0, 0]]}: look at that image, or use dtype: float32"
+        f"{folder}: {len(bad)} activations of {len(np.unique(bad[:, 0]))} images are not finite, the first is number "
+        f"{number} of the view {views[view]} of {samples[image]}: look at that image and at the weights, "
+        "and with dtype: float16 use float32"
     )
 
 

@@ -20,10 +20,9 @@ from stages.files import write_json
 from stages.params import Dataset, Label, Run, Split, Transfer
 from stages.prepare import prepare
 from stages.samples.table import Samples, read_samples
-from stages.samples.thumbnails import write_thumbnails
 from stages.scoring.metrics import Outcomes
 from stages.scoring.records import read_plot, read_record
-from stages.sources._raw import Found, read_images, write_images
+from stages.sources._raw import Found, write_images
 from stages.store.activations import FeatureStore, write_features
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +60,6 @@ def write_data(files: list[Path]) -> None:
         split=Split(test=0.25, validation=0.25, repeats=4),
     )
     prepare("cells", entry)
-    write_thumbnails(Path("data/prepared/cells/thumbnails.parquet"), read_images("photos"), np.arange(len(files)))
 
 
 def write_plain_features(samples: Samples) -> dict[str, float]:

@@ -4,7 +4,7 @@
     weights.py    weights from a package, a library's own download, a file, or a seed, written into one kind of folder
     backbone.py   reads such a folder
     cut.py        splits a network at a named module; takes the outputs of several modules in one pass
-    folding.py    works out once what need not be worked out at every image: batch norm, three equal channels of a grey one
+    folding.py    works out once what need not be worked out at every image
     engines.py    runs the frozen part: ONNX Runtime on a CPU, torch on a GPU
     passes.py     brings images to it: decoded ahead, at every size and of every view
 

@@ -48,7 +48,7 @@ VERSION = "1"
 TOLERANCE = 1e-4
 """Largest difference between ONNX Runtime and torch, relative to the largest activation; 2e-6 is usual."""
 
-ENOUGH = 50
+ENOUGH = 150
 """How many multiplications of an image a weight should serve, so that reading it costs nothing beside them."""
 
 

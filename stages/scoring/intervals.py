@@ -29,6 +29,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,8 @@ class Replicates:
         if self.units >= FEWEST_UNITS and self.bootstrap:
             level = expanded_level(self.units)
             enough = np.isnan(values).mean(axis=0) <= 0.5
-            limits = np.nanquantile(np.where(enough, values, 0.0), [level, 1 - level], axis=0)
+            quantile = np.nanquantile if np.isnan(values).any() else np.quantile  # the first takes ten times as long
+            limits = quantile(np.where(enough, values, 0.0), [level, 1 - level], axis=0)
             low, high = np.where(enough & ~np.isnan(value), limits, np.nan)
             if figure == "ece":
                 low, high = np.clip(2 * value - high, 0.0, value), np.maximum(2 * value - low, value)
@@ -336,6 +338,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+@cache
 def expanded_level(units: int) -> float:
     """Return the quantile of the draws at which the lower limit of a 95 % interval lies (2.5 % with many units)."""
     from scipy.special import ndtr
@@ -343,6 +346,7 @@ def expanded_level(units: int) -> float:
     return float(ndtr(-student_quantile(units - 1) * np.sqrt(units / (units - 1))))
 
 
+@cache
 def student_quantile(freedom: int) -> float:
     """Return how many standard errors a 95 % interval reaches to each side."""
     from scipy.special import stdtrit

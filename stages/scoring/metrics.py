@@ -170,17 +170,26 @@ class _Ranking:
 
         The curves have a corner where the score changes: images of equal score come in together.
         """
-        drawn = weights[:, self._order]
-        found = np.cumsum(drawn * self._positive, axis=1)  # positives above each threshold
-        passed = np.cumsum(drawn, axis=1)  # all images above it
+        all_step = np.take(weights, self._order, axis=1)
+        step = all_step * self._positive
+        found = np.cumsum(step, axis=1)  # positives above each threshold
+        passed = np.cumsum(all_step, axis=1)  # all images above it
         if self._ends is not None:
             found, passed = found[:, self._ends], passed[:, self._ends]
-        step = np.diff(found, axis=1, prepend=0.0)
-        false_step = np.diff(passed, axis=1, prepend=0.0) - step
-        positives, negatives = found[:, -1], passed[:, -1] - found[:, -1]
-        under_roc = np.einsum("mn,mn->m", false_step, found - step / 2)
-        under_precision = np.einsum("mn,mn->m", step, found / np.maximum(passed, np.finfo(np.float64).tiny))
-        return _ratio(under_roc, positives * negatives), _ratio(under_precision, positives)
+            step = np.diff(found, axis=1, prepend=0.0)
+            all_step = np.diff(passed, axis=1, prepend=0.0)
+        positives, negatives = found[:, -1].copy(), passed[:, -1] - found[:, -1]  # found is written over below
+        # A false step is all_step - step, and a tie counts half: the trapezoid below it ends at found - step / 2.
+        under_roc = _dot(all_step, found) - _dot(step, found) - (_dot(all_step, step) - _dot(step, step)) / 2
+        np.maximum(passed, np.finfo(np.float64).tiny, out=passed)
+        np.divide(found, passed, out=found)
+        return _ratio(under_roc, positives * negatives), _ratio(_dot(step, found), positives)
+
+
+def _dot(a: Floats, b: Floats) -> Floats:
+    """Return the scalar product of each row of a with that of b."""
+    products: Floats = np.einsum("mn,mn->m", a, b)
+    return products
 
 
 def calibration_bin(confidence: Floats) -> Integers:
@@ -197,8 +206,9 @@ def _sums(addends: Floats, units: Integers) -> Floats:
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     """Divide; NaN where there is nothing to divide by."""
-    undefined = denominator <= 0
-    return np.where(undefined, np.nan, numerator / np.where(undefined, 1.0, denominator))
+    result = np.full_like(numerator, np.nan)
+    np.divide(numerator, denominator, out=result, where=denominator > 0)
+    return result
 
 
 def _mean(values: Floats) -> Floats:

@@ -1,0 +1,221 @@
+"""How fast extract is, and how much memory it takes, as Markdown for docs/benchmarks.md.
+
+    python -m tests.benchmarks.extract [speed] [limit] [memory]        all three when none is named: about 15 minutes
+
+speed    The whole stage as a process against the obvious loop as a process: the same 2,624 cells and network, in pairs,
+         one after the other. Seconds swing with what else the machine does, core seconds less.
+limit    The frozen forward alone, as a share of what the machine's f32 matrix product allows.
+memory   The stage's peak memory for 2,000 and for 20,000 images.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+
+from stages.backbones.backbone import load_backbone
+from stages.backbones.engines import open_engine
+from stages.cli import UserError, guard
+from stages.fetch import fetch
+from stages.params import read_params
+from stages.samples.decoding import to_arrays
+from stages.sources._raw import Found, read_images, write_images
+from stages.store.activations import read_features
+from stages.threads import thread_count
+from tests.conftest import ROOT, cell_files
+
+PAIRS = 3
+COUNTS = (2_000, 20_000)
+PARAMS = """\
+downloads:
+  cells: {source: elpv, path: .}
+  many: {source: folder, path: many}
+  lite0: {source: weights, path: ., network: tf_efficientnet_lite0, origin: package}
+datasets: {}
+features:
+  speed: {images: cells, backbone: raw/lite0, image_size: 224}
+  memory: {images: many, backbone: raw/lite0, image_size: 96}  # small, for memory is asked here, not speed
+runs: {}
+compare: {}
+"""
+
+
+class Used(NamedTuple):
+    """What a process has used."""
+
+    seconds: float
+    core_seconds: float
+    peak_mib: float
+
+
+def run(*command: str) -> Used:
+    """Run a Python module as a process to its end."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", *command], env=environment)
+    _, status, used = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        raise SystemExit(f"{' '.join(command)} has failed")
+    peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Used(seconds, used.ru_utime + used.ru_stime, peak / 2**20)
+
+
+@contextmanager
+def project() -> Iterator[None]:
+    """Stand in a temporary project with the cells and the network fetched, and a cache of its own."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        os.environ["TRANSFER_CACHE"] = str(Path(folder) / "cache")
+        Path("params.yaml").write_text(PARAMS)
+        Path("many").mkdir()
+        downloads = read_params().downloads
+        fetch("cells", downloads["cells"])
+        fetch("lite0", downloads["lite0"])
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+def table(*rows: tuple[object, ...]) -> None:
+    """Print rows as a Markdown table, the first as its head."""
+    head, *body = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    print(head, "|" + "---|" * len(rows[0]), *body, sep="\n", end="\n\n", flush=True)
+
+
+def forget_activations() -> None:
+    """Take the computed activations out of the cache; exported networks stay."""
+    shutil.rmtree("cache/activations", ignore_errors=True)
+
+
+def speed() -> None:
+    """Print the stage against the obvious loop."""
+    Path("images.txt").write_text("\n".join(map(str, cell_files())))
+    weights = "data/raw/lite0/weights.safetensors"
+    loop = ("tests.benchmarks.obvious_loop", "images.txt", weights, "tf_efficientnet_lite0", "224", "loop.npy")
+    first = run("stages.extract", "speed")
+    rows, ratios = [], []
+    for pair in range(PAIRS):
+        obvious = run(*loop)
+        forget_activations()
+        ours = run("stages.extract", "speed")
+        ratios.append((obvious.seconds / ours.seconds, obvious.core_seconds / ours.core_seconds))
+        rows.append((f"pair {pair + 1}", *cells(obvious), *cells(ours), *(f"{ratio:.2f}" for ratio in ratios[-1])))
+    medians = [f"**{median(column):.2f}**" for column in zip(*ratios, strict=True)]
+    head = ("", "loop s", "core s", "MiB", "extract s", "core s", "MiB", "ratio", "by core s")
+    table(head, *rows, ("median", *[""] * 6, *medians))
+    print(f"The first extraction with a network also exports it: {first.seconds:.1f} s instead.")
+    print(f"Largest difference of a feature, relative to the largest feature: {difference():.1e}.\n")
+
+
+def cells(used: Used) -> tuple[str, str, str]:
+    """What a process has used, for the table."""
+    return f"{used.seconds:.1f}", f"{used.core_seconds:.1f}", f"{used.peak_mib:.0f}"
+
+
+def difference() -> float:
+    """How far the features of both ways lie apart, relative to the largest."""
+    store, images = read_features("speed"), read_images("cells")
+    by_name = dict(zip((Path(s).name for s in images.table["sample"].to_pylist()), images.image_hashes, strict=True))
+    ours = store.read(store.rows([by_name[path.name] for path in cell_files()]))[:, 0]
+    loop = np.load("loop.npy")
+    return float(np.abs(ours - loop).max() / np.abs(loop).max())
+
+
+def limit() -> None:
+    """Print the frozen forward alone against the machine's f32 matrix product."""
+    import torch
+
+    entry = read_params().features["speed"]
+    engine, images = open_engine(load_backbone(Path("data/raw/lite0")), entry), read_images("cells")
+    pixels = np.stack([to_arrays(images.read(row), [224])[224] for row in range(engine.batch_size)])
+    engine(pixels)
+    torch.set_num_threads(engine.calls)
+    a, b = torch.randn(2, 2048, 2048)
+    products, rates = [], []
+    for _ in range(5):  # in turn, so that both see the machine in the same state
+        start = time.perf_counter()
+        for _ in range(5):
+            a @ b
+        products.append(5 * 2048**3 / (time.perf_counter() - start))
+        with ThreadPoolExecutor(engine.calls) as pool:
+            start = time.perf_counter()
+            list(pool.map(lambda _: engine(pixels), range(10 * engine.calls)))
+            rates.append(10 * engine.calls * len(pixels) / (time.perf_counter() - start))
+    operations, product, rate = engine.operations(224, 1), max(products), max(rates)
+    table(
+        ("f32 matrix product", "operations per image", "limit", "frozen forward alone", "share"),
+        (
+            f"{product / 1e9:.1f} G multiply-adds/s",
+            f"{operations / 1e6:.0f} M",
+            f"{product / operations:.0f} images/s",
+            f"{rate:.0f} images/s",
+            f"**{rate * operations / product:.0%}**",
+        ),
+    )
+
+
+def memory() -> None:
+    """Print the stage's peak memory for few and for many images."""
+    fill(64)
+    run("stages.extract", "memory")  # exports the network
+    rows = []
+    for count in COUNTS:
+        fill(count)
+        forget_activations()
+        used = run("stages.extract", "memory")
+        again = run("stages.extract", "memory")
+        rows.append((f"{count:,}", f"{used.peak_mib:.0f} MiB", f"{again.peak_mib:.0f} MiB", f"{used.seconds:.0f} s"))
+    table(("images", "peak memory", "all from the cache", "time"), *rows)
+
+
+def fill(count: int) -> None:
+    """Make a download of so many images: the cells, again and again, each with a number in a text chunk of its PNG."""
+    contents = [path.read_bytes() for path in cell_files()]
+    folder, raw = Path("many"), Path("data/raw/many")
+    for old in (folder, raw):
+        shutil.rmtree(old, ignore_errors=True)
+        old.mkdir(parents=True)
+    found = []
+    for number in range(count):
+        content, path = contents[number % len(contents)], folder / f"{number:06}.png"
+        chunk = b"tEXt" + f"Comment\0{number}".encode()
+        chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        path.write_bytes(content[:-12] + chunk + content[-12:])  # before IEND
+        found.append(Found(path.name, path, {}))
+    write_images(raw, found, source="folder", origin="many", licence="none", root="many")
+
+
+def main() -> None:
+    """Run the parts that are named, or all."""
+    parts = {"speed": speed, "limit": limit, "memory": memory}
+    wanted = sys.argv[1:] or list(parts)
+    for name in wanted:
+        if name not in parts:
+            raise UserError(f"{name} is no part of this benchmark; known: {', '.join(parts)}")
+    print(f"{platform.processor() or platform.machine()}, {thread_count()} cores, Python {platform.python_version()}\n")
+    with project():
+        for name in wanted:
+            print(f"### {name}\n")
+            parts[name]()
+
+
+if __name__ == "__main__":
+    guard(main)

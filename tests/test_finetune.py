@@ -1,0 +1,344 @@
+"""The stage finetune, on a small made-up data set and features that other stages' writers have written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from stages.cli import UserError
+from stages.finetune import finetune
+from stages.params import Dataset, Label, Run, Split, kind_module, kinds
+from stages.samples.table import read_samples, write_samples
+from stages.store.activations import FeatureStore, write_features
+from stages.store.models import read_model
+
+CLASSES = ["broken", "sound"]
+COUNT, GROUPS, REPEATS, WIDTH = 80, 16, 4, 12
+LABELS = np.arange(COUNT) // 5 % 3 // 2  # a third of the 16 groups of 5 samples is sound
+HASHES = [hashlib.sha256(bytes([i])).hexdigest() for i in range(COUNT)]
+ROWS = {image_hash: row for row, image_hash in enumerate(sorted(HASHES))}
+
+
+def parts(repeat: int) -> list[str]:
+    """Return the part of each sample: groups whole, test parts that rotate."""
+    names = ["test", "validation", "train", "train"]
+    return [names[(i // 5 - repeat) % 4] for i in range(COUNT)]
+
+
+def make_activations(views: int = 2) -> Any:
+    """Return activations (samples, views, WIDTH) in which the classes lie apart."""
+    random = np.random.default_rng(0)
+    features = random.standard_normal((COUNT, 1, WIDTH)) + 3 * LABELS[:, None, None]
+    return (features + 0.1 * random.standard_normal((COUNT, views, WIDTH))).astype(np.float32)
+
+
+def write_dataset(labels: Any = LABELS, group: str | None = "module", name: str = "cells") -> None:
+    columns: dict[str, Any] = {
+        "sample": [f"cell{i:03}.png" for i in range(COUNT)],
+        "image_hash": HASHES,
+        "group": [f"module {i // 5}" if group else None for i in range(COUNT)],
+        "label": labels,
+        "target": [[float(label == c) for c in range(2)] for label in labels],
+        **{f"split_{repeat}": parts(repeat) for repeat in range(REPEATS)},
+    }
+    table = pa.table({**columns, "target": pa.array(columns["target"], pa.list_(pa.float32()))})
+    entry = Dataset(images="elpv", label=Label(), group=group, split=Split(test=0.25, repeats=REPEATS))
+    folder = Path("data/prepared") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_samples(folder, name, entry, CLASSES, table, table.slice(0, 0))
+
+
+def write_store(
+    activations: Any = None, hashes: list[str] = HASHES, name: str = "lite0", cut: str = "pooled", **network: str
+) -> None:
+    activations = make_activations() if activations is None else activations
+    weights = Path("data/raw/lite0")
+    weights.mkdir(parents=True, exist_ok=True)
+    facts = {"network": "tf_efficientnet_lite0", "origin": "package", "licence": "apache-2.0", **network}
+    (weights / "weights.safetensors").write_bytes(b"weights")
+    (weights / "network.json").write_text(json.dumps(facts))
+    about = {
+        "entry": {"cut": cut},
+        "views": ["identity", "flip"],
+        "shape": [WIDTH],
+        "dtype": "float32",
+        "weights_hash": "w" * 64,
+        "network": facts,
+        "preprocessing_version": 1,
+        "content_hash": "f" * 64,
+    }
+    order = sorted(hashes)
+    rows = activations[[hashes.index(image_hash) for image_hash in order]]
+    write_features(Path("data/features") / name, about, order, {}, [rows], [], weights)
+
+
+def make_run(kind: str = "logistic", keys: dict[str, Any] | None = None, **more: Any) -> Run:
+    transfer = kind_module("transfers", kind).Params.model_validate({"kind": kind, **(keys or {})})
+    return Run(dataset="cells", features="lite0", transfer=transfer, **more)
+
+
+def run_facts(name: str) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(Path(f"data/models/{name}/run.json").read_text())
+    return facts
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder in which prepare and extract have run."""
+    monkeypatch.chdir(tmp_path)
+    write_dataset()
+    write_store()
+
+
+def test_each_repeat_gets_a_folder_that_is_enough_to_predict() -> None:
+    finetune("probe", make_run(keys={"C": [0.01, 0.1]}))
+    assert sorted(p.name for p in Path("data/models/probe").iterdir()) == [
+        *(f"repeat-{k}" for k in range(REPEATS)),
+        "run.json",
+    ]
+    for repeat in range(REPEATS):
+        folder = Path(f"data/models/probe/repeat-{repeat}")
+        frozen = {"backbone.safetensors", "features.json", "network.json"}
+        assert {p.name for p in folder.iterdir()} == {*frozen, "model.json", "model.safetensors"}
+        for name in frozen:
+            assert (folder / name).read_bytes() == Path("data/features/lite0", name).read_bytes()
+            assert (folder / name).samefile(Path("data/features/lite0", name))
+        test = read_samples("cells").part(repeat, "test")
+        probabilities = read_model(folder).predict_proba(make_activations()[test])
+        assert (probabilities.argmax(axis=1) == LABELS[test]).all()
+
+
+def test_run_json_says_what_the_run_is_and_no_name() -> None:
+    finetune("probe", make_run(keys={"C": [0.01, 0.1]}, seed=7, repeats=2))
+    facts = run_facts("probe")
+    assert facts.pop("chosen")[0]["C"] in (0.01, 0.1)
+    assert len(facts.pop("fingerprint")) == 64
+    transfer = facts.pop("transfer")
+    assert (transfer["kind"], transfer["C"], transfer["refit"]) == ("logistic", [0.01, 0.1], True)
+    assert facts == {
+        "family": "feature",
+        "kind": "logistic",
+        "dataset": read_samples("cells").facts["content_hash"],
+        "features": "f" * 64,
+        "weights_hash": "w" * 64,
+        "seed": 7,
+        "repeats": 2,
+        "final": False,
+        "versions": {"method": 1, "preprocessing": 1},
+        "network": "tf_efficientnet_lite0",
+        "origin": "package",
+        "licence": "apache-2.0",
+        "classes": CLASSES,
+        "trained_parameters": WIDTH + 1,
+    }
+
+
+def test_cost_says_what_the_training_took() -> None:
+    finetune("probe", make_run())
+    cost = json.loads(Path("data/costs/finetune/probe.json").read_text())
+    assert set(cost) == {"seconds", "core_seconds", "peak_memory_bytes", "trained_parameters"}
+    assert 0 < cost["seconds"] < 60
+    assert cost["peak_memory_bytes"] > 10_000_000
+    assert cost["trained_parameters"] == WIDTH + 1
+
+
+@pytest.mark.parametrize("kind", kinds("transfers"))
+def test_rows_of_the_test_part_are_never_read(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    test = {ROWS[HASHES[i]] for i, part in enumerate(parts(0)) if part == "test"}
+    activations = make_activations()
+    activations[[i for i, part in enumerate(parts(0)) if part == "test"]] = np.nan
+    shutil.rmtree("data/features/lite0")
+    write_store(activations)
+    seen: list[int] = []
+    read = FeatureStore.read
+
+    def watched(store: FeatureStore, rows: Any, views: Any = None) -> Any:
+        seen.extend(np.asarray(rows).tolist())
+        return read(store, rows, views)
+
+    monkeypatch.setattr(FeatureStore, "read", watched)
+    finetune("run", make_run(kind, repeats=1))
+    assert set(seen) == set(range(COUNT)) - test
+
+
+@pytest.mark.parametrize("kind", ["logistic", "rbf_svm", "mlp"])
+def test_two_runs_of_the_same_inputs_have_the_same_bytes_whatever_their_names(kind: str) -> None:
+    for name in ("first", "second"):
+        finetune(name, make_run(kind))
+    assert contents(Path("data/models/first")) == contents(Path("data/models/second"))
+
+
+def change_transfer() -> Run:
+    return make_run(keys={"C": 0.3})
+
+
+def change_weights() -> Run:
+    facts = json.loads(Path("data/features/lite0/features.json").read_text())
+    Path("data/features/lite0/features.json").write_text(json.dumps({**facts, "weights_hash": "x" * 64}))
+    return make_run()
+
+
+def change_features() -> Run:
+    facts = json.loads(Path("data/features/lite0/features.json").read_text())
+    Path("data/features/lite0/features.json").write_text(json.dumps({**facts, "content_hash": "x" * 64}))
+    return make_run()
+
+
+def change_labels() -> Run:
+    write_dataset(labels=1 - LABELS)
+    return make_run()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_transfer,
+        change_weights,
+        change_features,
+        change_labels,
+        lambda: make_run(seed=1),
+        lambda: make_run(repeats=3),
+        lambda: make_run(final=True),
+    ],
+    ids=["transfer", "weights", "features", "labels", "seed", "repeats", "final"],
+)
+def test_the_fingerprint_moves_with_every_input(change: Callable[[], Run]) -> None:
+    finetune("probe", make_run())
+    before = run_facts("probe")["fingerprint"]
+    finetune("probe", make_run(repeats=REPEATS))  # said or left out, it is the same
+    assert run_facts("probe")["fingerprint"] == before
+    finetune("probe", change())
+    assert run_facts("probe")["fingerprint"] != before
+
+
+def test_the_fingerprint_moves_with_the_version_of_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    finetune("probe", make_run())
+    before = run_facts("probe")["fingerprint"]
+    monkeypatch.setattr(kind_module("transfers", "logistic"), "VERSION", 99)
+    finetune("probe", make_run())
+    assert run_facts("probe")["fingerprint"] != before
+
+
+@pytest.mark.parametrize(
+    ("kind", "features", "family"),
+    [
+        ("logistic", {}, "feature"),
+        ("logistic", {"origin": "random"}, "none"),
+        ("logistic", {"cut": "image"}, "none"),
+        ("majority", {}, "none"),
+    ],
+)
+def test_what_carries_nothing_over_is_of_no_family(kind: str, features: dict[str, str], family: str) -> None:
+    shutil.rmtree("data/features/lite0")
+    write_store(**features)
+    finetune("run", make_run(kind, repeats=1))
+    assert run_facts("run")["family"] == family
+
+
+def test_the_final_model_is_of_all_samples() -> None:
+    finetune("majority", make_run("majority", final=True))
+    activations = make_activations()[:1]
+    final = read_model(Path("data/models/majority/final")).predict_proba(activations)
+    np.testing.assert_allclose(final[0], np.bincount(LABELS) / COUNT)
+    first = read_model(Path("data/models/majority/repeat-0")).predict_proba(activations)
+    seen = LABELS[[i for i, part in enumerate(parts(0)) if part != "test"]]
+    np.testing.assert_allclose(first[0], np.bincount(seen) / len(seen))
+    assert (Path("data/models/majority/final") / "backbone.safetensors").is_file()
+
+
+def test_training_by_epochs_leaves_its_history() -> None:
+    finetune("mlp", make_run("mlp", keys={"epochs": 3}, repeats=1))
+    lines = Path("data/models/mlp/repeat-0/history.csv").read_text().splitlines()
+    assert lines[0] == "epoch,training_log_loss,validation_log_loss"
+    assert [line.split(",")[0] for line in lines[1:]] == ["1", "2", "3"]
+
+
+def test_a_class_that_training_lacks_is_named_with_the_repeat() -> None:
+    write_dataset(labels=(np.arange(COUNT) // 5 % 4 == 2).astype(int))  # in training, then in validation
+    message = "runs.probe, repeat 1: no sample of sound in the training part of cells"
+    with pytest.raises(UserError, match=message):
+        finetune("probe", make_run())
+    assert not Path("data/models/probe").exists()
+
+
+def test_images_without_features_are_counted_and_the_first_is_named() -> None:
+    shutil.rmtree("data/features/lite0")
+    some = [HASHES[i] for i in range(COUNT) if i not in (10, 11)]
+    write_store(make_activations()[[i for i in range(COUNT) if i not in (10, 11)]], hashes=some)
+    with pytest.raises(UserError, match=r"data/features/lite0 lacks 2 of 40 images of cells, the first is cell010.png"):
+        finetune("probe", make_run())
+
+
+def test_features_that_are_no_numbers_are_counted_and_the_first_is_named() -> None:
+    activations = make_activations()
+    activations[10, 1, 4] = np.nan
+    activations[12, 0, 2:4] = np.inf
+    shutil.rmtree("data/features/lite0")
+    write_store(activations)
+    message = "3 activations of 2 images are not finite, the first is number 4 of the view flip of cell010.png"
+    with pytest.raises(UserError, match=message):
+        finetune("probe", make_run())
+
+
+def test_an_error_of_the_method_names_run_and_repeat() -> None:
+    message = "runs.probe, repeat 0: class_weight names brokn, which is no class; did you mean broken"
+    with pytest.raises(UserError, match=message):
+        finetune("probe", make_run(keys={"class_weight": {"brokn": 2.0}}))
+
+
+def test_a_data_set_without_groups_is_trained_on() -> None:
+    write_dataset(group=None)
+    finetune("svm", make_run("rbf_svm", repeats=1))
+    assert run_facts("svm")["chosen"][0]["gamma"] == 1.0
+
+
+def test_more_repeats_than_the_data_set_has_are_refused() -> None:
+    with pytest.raises(UserError, match=r"runs.probe.repeats is 5: cells has 4"):
+        finetune("probe", make_run(repeats=5))
+
+
+def test_a_model_of_an_unknown_kind_or_with_a_broken_file_is_one_line() -> None:
+    finetune("probe", make_run(repeats=1))
+    folder = Path("data/models/probe/repeat-0")
+    (folder / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"model.safetensors cannot be read .*: run `dvc checkout` or `dvc repro`"):
+        read_model(folder)
+    facts = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**facts, "kind": "os"}))
+    with pytest.raises(UserError, match="is of kind os, which is no file in stages/transfers/"):
+        read_model(folder)
+    with pytest.raises(UserError, match=r"model.json is not there"):
+        read_model(Path("nowhere"))
+
+
+def test_the_stage_imports_no_library_that_the_method_does_not_use() -> None:
+    program = """
+import sys
+from stages.finetune import finetune
+from stages.params import Run, kind_module
+for kind in sys.argv[1:]:
+    transfer = kind_module("transfers", kind).Params(kind=kind)
+    finetune(kind, Run(dataset="cells", features="lite0", transfer=transfer, repeats=1))
+print([name for name in ("torch", "sklearn", "matplotlib", "mlflow") if name in sys.modules])
+"""
+    root = Path(__file__).parents[1]
+    for chosen, expected in ((["majority", "knn"], "[]"), (["logistic"], "['sklearn']")):
+        command = [sys.executable, "-c", program, *chosen]
+        environment = {**os.environ, "PYTHONPATH": str(root)}
+        result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        assert result.stdout == f"{expected}\n"
