@@ -388,7 +388,7 @@ def key_table() -> str:
     sections += [("`datasets`", Dataset), ("`features`", Features), ("`runs`", Run)]
     sections += [(f"`transfer`, kind: {k}", kind_module("transfers", k).Params) for k in kinds("transfers")]
     sections += [("`compare`", Compare)]
-    lines: list[str] = []
+    lines = ["# What does each key of params.yaml mean?", "", "Made by `make keys`.", ""]
     for title, model in sections:
         lines += [f"## {title}", "", *_introduction(model), "| key | type | default | meaning |", "|---|---|---|---|"]
         lines += [f"| `{k}` | {t} | {d} | {m} |" for k, t, d, m in _rows(model, "")]
