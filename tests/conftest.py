@@ -177,4 +177,4 @@ def finished_template(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture
 def finished(finished_template: Project, tmp_path: Path) -> Project:
     """A project of its own in which everything has run and is committed."""
-    return finished_template.copy(tmp_path / "project")
+    return finished_template.copy(tmp_path / "finished")
