@@ -199,7 +199,16 @@ def test_slices_are_the_images_with_a_value_and_a_column_of_many_values_is_named
         each = [right[mine & (outcomes.repeats == r)].mean() for r in range(4)]
         assert entry["accuracy"] == pytest.approx(np.mean(each), abs=1e-6)
         assert entry["images"] == mine.sum()
+        areas = [
+            reference.roc_auc_score(outcomes.truth[m], outcomes.probabilities[m, 1]) for m in _each(mine, outcomes)
+        ]
+        assert entry["auc"] == pytest.approx(np.mean(areas), abs=1e-6)
     assert [entry["images"] for entry in details["classes"]] == np.bincount(outcomes.truth).tolist()
+
+
+def _each(rows: np.ndarray, outcomes: Outcomes) -> list[np.ndarray]:
+    """Return the rows of each repeat."""
+    return [rows & (outcomes.repeats == repeat) for repeat in range(4)]
 
 
 def test_costs_are_numbers_by_the_names_of_the_leaderboard(samples: Samples) -> None:
