@@ -64,8 +64,7 @@ def _publish(params: Params, store: Store, results: Results) -> bool:
         renamed = {k: set(results[k]) for k, known in there.items() if not set(results[k]) <= known}
         _drain_outbox(store, renamed)
     except StoreError as error:
-        waiting = len(outbox.pending())
-        warn(f"{error}; {waiting} results wait in {outbox.outbox_folder()} for the next `dvc repro` or `make publish`")
+        warn(f"{error}; {_waiting()}")
         return False
     return not lacking and not outbox.pending()
 
@@ -83,11 +82,18 @@ def _there(store: Store, results: Results) -> dict[str, set[str]]:
         return names_in_store(client, results, prefix)
 
 
+def _waiting() -> str:
+    count = len(outbox.pending())
+    what = "1 result waits" if count == 1 else f"{count} results wait"
+    return f"{what} in {outbox.outbox_folder()} for the next `dvc repro` or `make publish`"
+
+
 def _fill_outbox(params: Params, results: Results, fetch: bool) -> list[str]:
     """Put results into the outbox; returns the runs of which something is not here.
 
     fetch : whether to ask DVC for what is not here, and to say what even it has not.
     """
+    results = {fingerprint: names for fingerprint, names in results.items() if not outbox.add_names(fingerprint, names)}
     ready, lacking = _sort_out(params, results)
     if lacking and fetch:
         reason = _pull(sorted({path for paths in lacking.values() for path in paths}))
@@ -97,7 +103,11 @@ def _fill_outbox(params: Params, results: Results, fetch: bool) -> list[str]:
             warn(f"not published: {', '.join(lacking)}; {what} cannot be had from DVC ({reason}): run `dvc repro`")
     for fingerprint, name in ready.items():
         names = [name, *(other for other in results[fingerprint] if other != name)]
-        outbox.put(*describe(params, names, fingerprint))
+        try:
+            outbox.put(*describe(params, names, fingerprint))
+        except UserError as error:
+            warn(f"not published: {name}; {error}")
+            lacking[name] = []
     return list(lacking)
 
 
@@ -140,17 +150,19 @@ def _drain_outbox(store: Store, renamed: dict[str, set[str]]) -> None:
         for fingerprint, names in renamed.items():
             if run := find(client, fingerprint, experiment_prefix()):
                 give_names(client, run, names)
-    sent = 0
+    sent, refused = 0, []
     for entry in outbox.pending():
         try:
             with told_in_one_line(store):
                 sent += log_result(store, client, entry)
         except StoreError as error:
             store.check_reachable()
-            warn(f"{entry}: {error}")  # this one alone is refused: the others need not wait for it
+            refused.append(error)  # perhaps this one alone: the others need not wait for it
         else:
             outbox.remove(entry)
     print(f"MLflow got {sent} new results: {store.shown}")
+    if refused:
+        raise refused[0]
 
 
 def main() -> None:

@@ -499,19 +499,24 @@ def test_two_processes_at_once_write_the_same_bytes():
 # ---- a real network
 
 
-def test_features_are_what_the_network_gives_in_the_obvious_loop():
-    torch = pytest.importorskip("torch")
+@pytest.fixture
+def resnet():
+    """A small network of timm's with random weights, as the download `resnet`."""
     from stages.fetch import fetch
     from stages.params import kind_module
 
-    weights = kind_module("sources", "weights").Params(
-        source="weights", path="x", network="test_resnet", origin="random", library="timm"
-    )
-    fetch("resnet", weights)
-    extract("f", entry(images="mixed", backbone="raw/resnet", image_size=64, logits=True))
-    store, raw = read_features("f"), read_images("mixed")
+    keys = {"source": "weights", "path": "x", "network": "test_resnet", "origin": "random", "library": "timm"}
+    fetch("resnet", kind_module("sources", "weights").Params(**keys))
+    return {"backbone": "raw/resnet", "image_size": 64}
+
+
+def test_features_are_what_the_network_gives_in_the_obvious_loop(resnet):
+    import torch
+
     from stages.backbones.backbone import load_backbone
 
+    extract("f", entry(images="mixed", logits=True, **resnet))
+    store, raw = read_features("f"), read_images("mixed")
     network, facts = load_backbone(Path("data/raw/resnet")).network, store.facts["network"]
     for row in (0, 4, len(raw) - 1):
         image = Image.open(io.BytesIO(raw.read(row))).convert("RGB")
@@ -525,3 +530,14 @@ def test_features_are_what_the_network_gives_in_the_obvious_loop():
         at = store.rows([raw.image_hashes[row]])
         np.testing.assert_allclose(store.read(at)[0], pooled.numpy(), atol=1e-4 * float(pooled.abs().max()))
         np.testing.assert_allclose(store.logits(at), logits.numpy(), atol=1e-4 * float(logits.abs().max()))
+
+
+def test_a_layer_has_the_same_bits_whatever_is_taken_beside_it(resnet):
+    together = {"layers": ["layer1", "layer3", "pooled"], "views": ["identity", "flip"], "logits": True, **resnet}
+    extract("f", entry(**together))
+    whole = contents("f")
+    shutil.rmtree("cache/activations")
+    extract("f", entry(**resnet))
+    extract("f", entry(layers=["layer3"], views=["identity", "flip"], **resnet))
+    extract("f", entry(**together))
+    assert contents("f") == whole

@@ -9,7 +9,7 @@ each result is checked once on random images against the undivided network, bit 
     pooled   what the last linear layer reads, whose output is the logits (dropout before it stands above the cut)
     image    the image itself: nothing is frozen
 
-Images are normalised, (B, 3, S, S).
+Images are normalised, (B, 3, S, S). A network that is looked at here is put into eval mode.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ def split(network: nn.Module, cut: str, image_size: int) -> Split:
         run = _run(network, images, (cut,))
         traced = _trace(network, (cut,), run)
         at = traced.node(cut)
+        if at is traced.end:
+            raise UserError(f"cut: {cut}: nothing lies above it; {_others(network, cut, image_size)}")
         upper = _reach([traced.end], stop=at)
         if any(n.op == "placeholder" for n in upper):
             raise UserError(
@@ -218,7 +220,7 @@ def _run(network: nn.Module, images: Tensor, names: Sequence[str]) -> _Run:
 
 def _forward(network: nn.Module, images: Tensor) -> Tensor:
     try:
-        logits = network(images)
+        logits = network.eval()(images)  # in train mode dropout would be drawn, and batch norms would move
     except Exception as error:  # whatever a network's own code may raise
         size, reason = images.shape[-1], (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(

@@ -293,16 +293,20 @@ class _OnnxRuntime(_Frozen):
             export = self.exports[size, channels] = self._make(images)
         return export
 
-    def _path(self, size: int, channels: int) -> Path:
+    def _key(self, size: int, channels: int) -> dict[str, Any]:
+        """All that an export is made of."""
         known = ("library", "network", "classes", "weights_hash", "mean", "std")
-        key = {
-            "identity": self.identity,
+        return {
             "network": {k: self.backbone.facts[k] for k in known},
-            "outputs": [self.features.cut, *self.names],
+            "cut": self.features.cut,
+            "outputs": self.names,
             "image": [channels, size, size],
+            "engine": self.identity,
         }
+
+    def _path(self, size: int, channels: int) -> Path:
         folder = self.cache if self.cache is not None else cache_root() / "networks"
-        return folder / f"{self.backbone.name}-{hash_json(key)}.onnx"
+        return folder / f"{self.backbone.name}-{hash_json(self._key(size, channels))}.onnx"
 
     def _read(self, size: int, channels: int) -> _Export | None:
         if (size, channels) not in self.exports:
@@ -330,14 +334,9 @@ class _OnnxRuntime(_Frozen):
             export = _Export(_session(temporary), batch, operations)
             difference = self._difference(export, whole, images[:batch])
             digest = hash_file(temporary)
-        facts = {
-            "batch": batch,
-            "operations": operations,
-            "largest_difference": difference,
-            "hash": digest,
-            "identity": self.identity,
-        }
-        write_json(path.with_suffix(".json"), facts)  # last: an export counts when this stands beside it
+        facts = {"batch": batch, "operations": operations, "largest_difference": difference, "hash": digest}
+        # Last: an export counts when its facts stand beside it.
+        write_json(path.with_suffix(".json"), {**self._key(size, channels), **facts})
         return export
 
     def _difference(self, export: _Export, whole: FromPixels, images: Images) -> float:

@@ -62,7 +62,7 @@ def folded(
 
     mean, std : those of the three colours. What is returned shares with `whole` the tensors that stay as they are.
     """
-    noise = random_images(image_size)[:, :channels]
+    noise = random_images(image_size, 1)[:, :channels]
     pixels = (noise * 64 + 128).clamp(0, 255).to(torch.uint8)
     with plain_attention(), torch.no_grad():
         result, wanted = whole, whole(pixels)

@@ -10,13 +10,13 @@ batch to its full size: what comes out for an image depends on that image alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from stages.backbones.backbone import Backbone
-from stages.backbones.engines import open_engine
+from stages.backbones.engines import Engine, open_engine
 from stages.params import Features
 from stages.samples.decoding import BadImage, apply_view, to_arrays
 from stages.store.cache import Column
@@ -25,19 +25,6 @@ from stages.threads import in_threads
 Array = npt.NDArray[Any]
 
 LOGITS = "logits"
-
-
-class Engine(Protocol):
-    """What runs the network; see engines.py."""
-
-    batch_size: int
-    calls: int
-
-    def __call__(self, images: npt.NDArray[np.uint8]) -> dict[str, Array]:
-        """Return for each output (B, *shape) of up to `batch_size` images (B, C, S, S); `calls` threads may call."""
-
-    def operations(self, size: int, channels: int) -> int:
-        """Return the multiply-adds per image."""
 
 
 class Computed(NamedTuple):

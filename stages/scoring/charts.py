@@ -104,10 +104,9 @@ class Bars:
 
 
 def _tick(value: float, signed: bool = False) -> str:
-    text = f"{abs(value):.3f}".rstrip("0")
-    text = text + "0" * (2 - len(text.partition(".")[2])) if len(text.partition(".")[2]) < 2 else text
     if value == 0:
         return "0"
+    text = f"{abs(value):.3f}".removesuffix("0")
     return ("−" if value < 0 else "+" if signed else "") + text
 
 

@@ -203,12 +203,11 @@ def _sentence(
     params: Params,
 ) -> str:
     """Return the sentence that recommends a run and says why."""
-    top, dataset = records[best], params.runs[best].dataset
+    top = records[best]
     if recommended is None:
         return (
             f"{_introduced(top, params)} scored highest on the one split, with an accuracy of {_interval(top)}; "
-            "another split may order the runs differently, so nothing is recommended: "
-            f"set datasets.{dataset}.split.repeats."
+            f"another split may order the runs differently, so nothing is recommended: {_more_splits(best, params)}."
         )
     chosen = records[recommended]
     if recommended == best:
@@ -220,6 +219,17 @@ def _sentence(
         f"{decimals(_accuracy(top))} of {best}, the best (difference {signed(difference.value)}, 95 % interval "
         f"{interval(difference.low, difference.high, signed)}), and it {_why_cheaper(chosen, top)}."
     )
+
+
+def _more_splits(run: str, params: Params) -> str:
+    """Say what to change in params.yaml for more than one split."""
+    dataset = params.runs[run].dataset
+    split = params.datasets[dataset].split
+    if split.column is not None:
+        return f"leave out datasets.{dataset}.split.column to have several splits made"
+    if split.repeats > 1:
+        return f"leave out runs.{run}.repeats to use the {split.repeats} splits of {dataset}"
+    return f"set datasets.{dataset}.split.repeats"
 
 
 def _introduced(record: Record, params: Params) -> str:

@@ -37,15 +37,12 @@ def pending() -> list[Path]:
 
 
 def put(result: Mapping[str, Any], files: Mapping[str, Path]) -> Path:
-    """Add a result, whole or not at all, and return its entry; what waits already gets its names in addition.
+    """Add a result that does not wait yet, whole or not at all, and return its entry.
 
     result : what result.json will say; `fingerprint` and `names` (text, as the tag) at least.
     files : where each file of the entry comes from, by its path in the entry.
     """
     entry: Path = outbox_folder() / result["fingerprint"]
-    if entry.is_dir():
-        add_names(entry, split_names(result["names"]))
-        return entry
     with new_folder(entry) as new:
         for name, source in files.items():
             target = new / name
@@ -59,12 +56,16 @@ def put(result: Mapping[str, Any], files: Mapping[str, Path]) -> Path:
     return entry
 
 
-def add_names(entry: Path, names: Iterable[str]) -> None:
-    """Note further names of a result that waits."""
-    result = read_json(entry / RESULT)
+def add_names(fingerprint: str, names: Iterable[str]) -> bool:
+    """Note further names of a result that waits; returns whether it does."""
+    path = outbox_folder() / fingerprint / RESULT
+    if not path.is_file():
+        return False
+    result = read_json(path)
     both = join_names({*split_names(result["names"]), *names})
     if both != result["names"]:
-        write_json(entry / RESULT, {**result, "names": both})
+        write_json(path, {**result, "names": both})
+    return True
 
 
 def remove(entry: Path) -> None:

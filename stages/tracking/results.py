@@ -117,7 +117,7 @@ def _params(
     dataset: Mapping[str, Any],
     features: Mapping[str, Any],
 ) -> dict[str, str]:
-    own = ("network", "origin", "licence", "weights_hash", "seed", "repeats", "classes", "trained_parameters")
+    own = ("network", "origin", "licence", "weights_hash", "seed", "repeats", "final", "classes")
     params = {
         "dataset": dataset_name,
         "features": features_name,

@@ -19,52 +19,72 @@ Shrinkage = OneOrMany[Literal["auto"] | Annotated[float, Field(gt=0, le=1)]]
 def shrinkage_field() -> Any:
     """Return what the key `shrinkage` means and its default."""
     meaning = "share of the covariance that is replaced by a sphere of its size; auto: Ledoit and Wolf's"
-    return Field(["auto", 0.3, 0.9], description=meaning)
+    return Field(["auto", 0.3], description=meaning)
 
 
-def discriminants(
-    features: Floats, width: int, labels: Indices, weights: Floats, shrinkages: Sequence[Any]
-) -> list[tuple[Floats, Floats]]:
-    """Return for each shrinkage weights (columns, classes) and bias (classes,) of log P(class) + log N(x; mean, S).
+class Discriminants:
+    """Fits discriminants on any of some rows: what all of them have in common is computed once.
 
-    S is the covariance within classes, (1 - shrinkage) S + shrinkage * trace(S) / D * I.
-    features : (n, columns) perhaps rotated into fewer columns than the D = width that they had
+    features : (n, columns) perhaps rotated into fewer columns than the `width` that they had; labels, weights : (n,)
     """
-    share = weights / weights.sum()
-    prior = np.bincount(labels, share)
-    means = np.stack([share * (labels == c) / prior[c] @ features for c in range(len(prior))])
-    centred = features - means[labels]
-    scaled = centred * np.sqrt(share)[:, None]
-    covariance = scaled.T @ scaled
-    size = float(np.trace(covariance)) / width
-    result = []
-    for shrinkage in shrinkages:
-        part = ledoit_wolf(centred, covariance, width, weights) if isinstance(shrinkage, str) else shrinkage
-        shrunk = (1 - part) * covariance
-        shrunk[np.diag_indices(len(shrunk))] += part * size
-        weight = _solve(shrunk, means.T)
-        result.append((weight, np.log(prior) - (means.T * weight).sum(axis=0) / 2))
-    return result
+
+    def __init__(self, features: Floats, width: int, labels: Indices, weights: Floats) -> None:
+        self._features, self._width, self._labels, self._weights = features, width, labels, weights
+        self._products = self._products_of(slice(None))
+        self._lengths = np.square(features).sum(axis=1)
+
+    def _products_of(self, rows: Any) -> Floats:
+        scaled = self._features[rows] * np.sqrt(self._weights[rows])[:, None]
+        products: Floats = scaled.T @ scaled
+        return products
+
+    def fit(self, outside: Indices, shrinkages: Sequence[Any]) -> list[tuple[Floats, Floats]]:
+        """Return for each shrinkage weights (columns, classes) and bias (classes,) of log P(class) + log N(x; mean, S).
+
+        S is the covariance within classes of all rows but those outside, shrunk: (1 - shrinkage) S + shrinkage *
+        trace(S) / width * I.
+        """
+        weights = self._weights.copy()
+        weights[outside] = 0
+        sums = np.stack([weights * (self._labels == c) for c in range(self._labels.max() + 1)])  # (classes, n)
+        size = sums.sum(axis=1)
+        means = sums @ self._features / size[:, None]
+        products = self._products - self._products_of(outside)  # five times less work than from the rows inside
+        covariance = (products - (means.T * size) @ means) / weights.sum()
+        prior = size / weights.sum()
+        result = []
+        for wanted in shrinkages:
+            shrinkage = self._ledoit_wolf(weights, means, covariance) if wanted == "auto" else wanted
+            weight = _solve((1 - shrinkage) * covariance, shrinkage * np.trace(covariance) / self._width, means.T)
+            result.append((weight, np.log(prior) - (means.T * weight).sum(axis=0) / 2))
+        return result
+
+    def _ledoit_wolf(self, weights: Floats, means: Floats, covariance: Floats) -> float:
+        own = means[self._labels]
+        distances = self._lengths - 2 * (self._features * own).sum(axis=1) + np.square(own).sum(axis=1)
+        return ledoit_wolf(distances, covariance, self._width, weights)
 
 
-def _solve(matrix: Floats, right: Floats) -> Floats:
+def _solve(covariance: Floats, sphere: float, right: Floats) -> Floats:
+    """Return (covariance + sphere * I)^-1 right."""
     from scipy.linalg import cho_factor, cho_solve
 
-    matrix[np.diag_indices(len(matrix))] += 1e-12 * max(np.trace(matrix) / len(matrix), np.finfo(np.float32).tiny)
-    solution: Floats = cho_solve(cho_factor(matrix, lower=True, check_finite=False), right, check_finite=False)
+    # Of features that never vary nothing is left to shrink towards; then any positive number does.
+    covariance[np.diag_indices(len(covariance))] += max(sphere, float(np.finfo(np.float32).tiny))
+    factor = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
+    solution: Floats = cho_solve(factor, right, check_finite=False)
     return solution
 
 
-def ledoit_wolf(centred: Floats, covariance: Floats, width: int, weights: Floats) -> float:
+def ledoit_wolf(distances: Floats, covariance: Floats, width: int, weights: Floats) -> float:
     """Return the shrinkage that comes nearest to the true covariance in expectation.
 
-    Ledoit and Wolf, Journal of Multivariate Analysis 88, 2004, section 3.3. centred : (n, columns); covariance :
-    (columns, columns); width : D; weights : (n,) how often each row counts.
+    Ledoit and Wolf, Journal of Multivariate Analysis 88, 2004, section 3.3. distances : (n,) of the rows from the mean
+    of their class, squared; covariance : (columns, columns); width : D; weights : (n,) how often each row counts.
     """
     count = float(weights.sum())
     size = float(np.trace(covariance)) / width
     norm = float(np.square(covariance).sum())  # of S, squared
     spread = norm - width * size**2  # of S around its sphere
-    fourth = float(weights @ np.square(np.square(centred).sum(axis=1))) / count
-    error = (fourth - norm) / count  # of S around the true covariance
+    error = (float(weights @ np.square(distances)) / count - norm) / count  # of S around the true covariance
     return min(max(error, 0.0) / spread, 1.0) if spread > 0 else 1.0

@@ -50,14 +50,20 @@ def out_of_fold(rows: Rows, seed: int, score: Score) -> Floats:
 
 
 def folds(rows: Rows, seed: int) -> list[tuple[Indices, Indices]]:
-    """Return the rows inside and outside of each fold: groups whole, classes spread evenly, every class inside.
+    """Return the rows inside and outside of each fold, as `deal` deals them."""
+    return deal(rows, seed)[1]
 
-    A class that lies in a single group cannot be both inside and outside; then only images are kept whole. Raises
-    UserError for a class with a single image.
+
+def deal(rows: Rows, seed: int) -> tuple[str, list[tuple[Indices, Indices]]]:
+    """Deal rows into folds: groups whole, classes spread evenly, every class inside of each.
+
+    Returns what is kept whole, and the rows inside and outside of each fold. A class that lies in a single group cannot
+    be both inside and outside; then images are kept whole in place of groups. Raises UserError for a class with a
+    single image.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    for units in (rows.groups, rows.images):
+    for whole, units in (("group", rows.groups), ("image", rows.images)):
         if units is None:
             continue
         spread = [len(np.unique(units[rows.labels == c])) for c in range(len(rows.classes))]
@@ -65,7 +71,7 @@ def folds(rows: Rows, seed: int) -> list[tuple[Indices, Indices]]:
             splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
             parts = list(splitter.split(rows.labels, rows.labels, units))
             if all(len(np.unique(rows.labels[inside])) == len(rows.classes) for inside, _ in parts):
-                return parts
+                return whole, parts
     rare = rows.classes[int(np.argmin(spread))]
     raise UserError(f"the class {rare} has one image to train on, and scores need two to become probabilities")
 

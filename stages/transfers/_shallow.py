@@ -16,6 +16,7 @@ losses, in calibration and in the choice.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -122,11 +123,16 @@ FitHeads: TypeAlias = Callable[[Rows, Sequence[Setting], int], Sequence[Head]]
 """Fits one head for each setting on the same rows; the last argument is the seed."""
 
 
-def fit_shallow(params: ShallowParams, data: TrainingData, seed: int, fit_heads: FitHeads) -> ShallowModel:
+def fit_shallow(
+    params: ShallowParams, data: TrainingData, seed: int, fit_heads: FitHeads, folded: bool = False
+) -> ShallowModel:
     """Choose among the settings on validation and return the fitted model.
 
-    Raises UserError for a class weight that names no class.
+    folded : whether `fit_heads` fits on folds; then what they keep whole is among the facts, as it may be images where
+    there are groups. Raises UserError for a class weight that names no class.
     """
+    from stages.transfers._platt import deal
+
     settings = grid(params)
     chosen, choices = 0, []
     if len(settings) > 1 or not params.refit:
@@ -139,7 +145,10 @@ def fit_shallow(params: ShallowParams, data: TrainingData, seed: int, fit_heads:
     if params.refit:
         normalization, rows = prepare(params, [data.training, data.validation], data.classes)
         (head,) = fit_heads(rows, [settings[chosen]], seed)
-    return ShallowModel(facts_of(params, data.classes, settings[chosen], choices), normalization, head)
+    facts = facts_of(params, data.classes, settings[chosen], choices)
+    if folded:
+        facts["folds_keep_whole"] = deal(rows, seed)[0]
+    return ShallowModel(facts, normalization, head)
 
 
 def facts_of(params: ShallowParams, classes: list[str], chosen: Setting, choices: Sequence[Setting]) -> dict[str, Any]:
@@ -193,7 +202,7 @@ def prepare(params: ShallowParams, parts: Sequence[Part], classes: list[str]) ->
 
 def choose_views(activations: Singles, views: str) -> Singles:
     """Return the vectors (n, views that are used, D) of activations (n, views, *shape)."""
-    vectors = activations.reshape(*activations.shape[:2], -1)
+    vectors = activations.reshape(*activations.shape[:2], math.prod(activations.shape[2:]))
     if views == "identity" or vectors.shape[1] == 1:
         return vectors[:, :1]
     return vectors if views == "all" else vectors.mean(axis=1, keepdims=True)
@@ -280,11 +289,13 @@ class ShallowModel:
         vectors = choose_views(activations, self.facts["views"])
         count, views, width = vectors.shape
         step = max(1, ROWS_AT_ONCE // views)
-        found = [
-            softmax(self.head.logits(self.normalization(vectors[i : i + step].reshape(-1, width))))
-            for i in range(0, max(count, 1), step)
-        ]
-        probabilities: Floats = np.concatenate(found).reshape(count, views, -1).mean(axis=1)
+        found = np.concatenate(
+            [
+                softmax(self.head.logits(self.normalization(vectors[i : i + step].reshape(-1, width))))
+                for i in range(0, max(count, 1), step)
+            ]
+        )
+        probabilities: Floats = found.reshape(count, views, found.shape[1]).mean(axis=1)
         return probabilities
 
     def save(self, folder: Path) -> None:

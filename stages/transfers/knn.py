@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 FAMILY = "feature"
 VERSION = 1
+_COSINES_AT_ONCE = 2**24
+"""So many are compared at a time (some 400 MB), to keep memory flat with many stored samples."""
 
 
 class Params(ShallowParams):
@@ -55,6 +57,10 @@ class Neighbours(Head):
 
     def logits(self, features: Singles) -> Floats:
         """Return the logarithm of each class's votes (n, classes)."""
+        step = max(1, _COSINES_AT_ONCE // len(self.stored))
+        return np.concatenate([self._logits(features[i : i + step]) for i in range(0, max(len(features), 1), step)])
+
+    def _logits(self, features: Singles) -> Floats:
         cosines = (unit_length(features) @ self.stored.T).astype(np.float64)
         k = min(int(self.k), len(self.stored))
         # Of equally near ones the first: a full, stable sort, so that the answer does not depend on the algorithm.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from stages.transfers._lda import Shrinkage, discriminants, shrinkage_field
+from stages.transfers._lda import Discriminants, Shrinkage, shrinkage_field
 from stages.transfers._platt import calibrate
 from stages.transfers._shallow import Linear, ShallowModel, WeightedParams, coordinates, fit_shallow
 
@@ -42,20 +42,18 @@ load = Linear.load
 
 def fit(params: Params, data: TrainingData, seed: int) -> ShallowModel:
     """Fit on feature vectors; raises UserError for a class with a single image."""
-    return fit_shallow(params, data, seed, _heads)
+    return fit_shallow(params, data, seed, _heads, folded=True)
 
 
 def _heads(rows: Rows, settings: Sequence[Setting], seed: int) -> list[Linear]:
     features, back = coordinates(rows.features)
-    width, shrinkages = rows.features.shape[1], [setting["shrinkage"] for setting in settings]
+    discriminants = Discriminants(features, rows.features.shape[1], rows.labels, rows.weights)
+    shrinkages = [setting["shrinkage"] for setting in settings]
 
-    def fit_on(inside: Indices) -> list[tuple[Floats, Floats]]:
-        return discriminants(features[inside], width, rows.labels[inside], rows.weights[inside], shrinkages)
+    def score(_: Indices, outside: Indices) -> Floats:
+        return np.stack([features[outside] @ weight + bias for weight, bias in discriminants.fit(outside, shrinkages)])
 
-    def score(inside: Indices, outside: Indices) -> Floats:
-        return np.stack([features[outside] @ weight + bias for weight, bias in fit_on(inside)])
-
-    everything = fit_on(np.arange(len(features)))
+    everything = discriminants.fit(np.arange(0), shrinkages)
     return [
         Linear(slope * back(weight), slope * bias + shift)
         for (weight, bias), (slope, shift) in zip(everything, calibrate(rows, seed, score), strict=True)

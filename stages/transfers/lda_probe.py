@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from stages.params import OneOrMany
-from stages.transfers._lda import Shrinkage, discriminants, shrinkage_field
+from stages.transfers._lda import Discriminants, Shrinkage, shrinkage_field
 from stages.transfers._platt import out_of_fold
 from stages.transfers._shallow import Linear, ShallowModel, WeightedParams, coordinates, fit_logistic, fit_shallow
 
@@ -43,22 +43,22 @@ load = Linear.load
 
 def fit(params: Params, data: TrainingData, seed: int) -> ShallowModel:
     """Fit on feature vectors; raises UserError for a class with a single image."""
-    return fit_shallow(params, data, seed, _heads)
+    return fit_shallow(params, data, seed, _heads, folded=True)
 
 
 def _heads(rows: Rows, settings: Sequence[Setting], seed: int) -> list[Linear]:
     features, back = coordinates(rows.features)
-    width, shrinkages = rows.features.shape[1], list(dict.fromkeys(setting["shrinkage"] for setting in settings))
+    discriminants = Discriminants(features, rows.features.shape[1], rows.labels, rows.weights)
+    shrinkages = list(dict.fromkeys(setting["shrinkage"] for setting in settings))
 
-    def fit_on(inside: Indices) -> list[tuple[Floats, Floats]]:
-        fitted = discriminants(features[inside], width, rows.labels[inside], rows.weights[inside], shrinkages)
-        return [_axes(weight, bias) for weight, bias in fitted]
+    def axes(outside: Indices) -> list[tuple[Floats, Floats]]:
+        return [_axes(weight, bias) for weight, bias in discriminants.fit(outside, shrinkages)]
 
-    def score(inside: Indices, outside: Indices) -> Floats:
-        return np.stack([features[outside] @ weight + bias for weight, bias in fit_on(inside)])
+    def score(_: Indices, outside: Indices) -> Floats:
+        return np.stack([features[outside] @ weight + bias for weight, bias in axes(outside)])
 
     heads = {}
-    reductions = zip(shrinkages, fit_on(np.arange(len(features))), out_of_fold(rows, seed, score), strict=True)
+    reductions = zip(shrinkages, axes(np.arange(0)), out_of_fold(rows, seed, score), strict=True)
     for shrinkage, (weight, bias), scores in reductions:
         share = rows.weights / rows.weights.sum()
         spread = np.sqrt(share @ np.square(scores - share @ scores)) + np.finfo(np.float64).tiny

@@ -52,7 +52,7 @@ load = Linear.load
 
 def fit(params: Params, data: TrainingData, seed: int) -> ShallowModel:
     """Fit on feature vectors; raises UserError for a class with a single image."""
-    return fit_shallow(params, data, seed, _heads)
+    return fit_shallow(params, data, seed, _heads, folded=True)
 
 
 def _heads(rows: Rows, settings: Sequence[Setting], seed: int) -> list[Linear]:

@@ -68,7 +68,7 @@ load = Kernel.load
 
 def fit(params: Params, data: TrainingData, seed: int) -> ShallowModel:
     """Fit on feature vectors; raises UserError for more rows than a kernel matrix can hold."""
-    return fit_shallow(params, data, seed, _heads)
+    return fit_shallow(params, data, seed, _heads, folded=True)
 
 
 def _heads(rows: Rows, settings: Sequence[Setting], seed: int) -> list[Kernel]:

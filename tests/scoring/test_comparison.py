@@ -63,8 +63,19 @@ def test_runs_are_better_worse_or_not_shown_to_differ_from_the_reference() -> No
     assert found["poor"].value == pytest.approx(-60 / IMAGES)
 
 
-def test_verdict_is_withheld_on_one_split_however_large_the_difference() -> None:
-    params = make_params({"probe": ("cells", "lite0", "logistic"), "svm": ("cells", "lite0", "rbf_svm")})
+@pytest.mark.parametrize(
+    ("split", "hint"),
+    [
+        (Split(), "set datasets.cells.split.repeats"),
+        (Split(column="split"), "leave out datasets.cells.split.column"),
+        (Split(repeats=4), "leave out runs.svm.repeats to use the 4 splits of cells"),
+    ],
+)
+def test_verdict_is_withheld_on_one_split_however_large_the_difference(split: Split, hint: str) -> None:
+    params = make_params(
+        {"probe": ("cells", "lite0", "logistic"), "svm": ("cells", "lite0", "rbf_svm")},
+        datasets={"cells": Dataset(images="photos", split=split)},
+    )
     records = {
         "probe": make_record("probe", make_outcomes(right_in(200), repeats=1)),
         "svm": make_record("svm", make_outcomes(right_in(390), repeats=1)),
@@ -74,7 +85,7 @@ def test_verdict_is_withheld_on_one_split_however_large_the_difference() -> None
     assert found.recommended is None
     assert found.shown == "svm"
     assert "one split" in found.recommendation
-    assert "datasets.cells.split.repeats" in found.recommendation
+    assert hint in found.recommendation
 
 
 def test_verdict_is_withheld_with_fewer_than_five_groups() -> None:

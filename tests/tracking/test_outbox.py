@@ -42,9 +42,10 @@ def test_files_that_dvc_has_linked_are_kept_themselves(results: Results) -> None
     assert (entry / "model/large").read_text() == "content"
 
 
-def test_second_entry_of_a_result_adds_its_names(results: Results) -> None:
+def test_result_that_waits_takes_further_names(results: Results) -> None:
+    assert not outbox.add_names("f", ["svm"])
     entry = outbox.put(RESULT, files(results))
-    assert outbox.put({**RESULT, "names": "svm"}, {}) == entry
+    assert outbox.add_names("f", ["svm"])
     assert json.loads((entry / "result.json").read_text())["names"] == "probe, svm"
     assert (entry / "model/large").is_file()
 

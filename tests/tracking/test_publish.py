@@ -260,7 +260,7 @@ def test_dead_server_costs_one_line_and_the_outbox_outlives_the_project(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
     assert not publish()
     (warning,) = warnings(capsys)
-    assert warning.startswith(f"warning: {DEAD} does not answer (Connection refused); 1 results wait in ")
+    assert warning.startswith(f"warning: {DEAD} does not answer (Connection refused); 1 result waits in ")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     for name in ("data", "reports"):
         shutil.rmtree(results.root / name)
@@ -301,6 +301,33 @@ def test_what_is_not_here_is_named_in_one_line_and_the_rest_is_published(
     )
 
 
+def test_result_that_waits_is_sent_though_its_model_is_gone(
+    results: Results, publish: Publish, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.add("probe", A)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
+    publish()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    results.rename("probe", "linear")
+    results.lose("linear")
+    capsys.readouterr()
+    assert publish()
+    assert warnings(capsys) == []
+    assert results.parents()[0]["tags"]["names"] == "linear, probe"
+
+
+def test_result_with_a_file_missing_is_said_and_fails_no_stage(
+    results: Results, publish: Publish, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.add("probe", A)
+    results.add("svm", B)
+    (results.root / "data/models/svm/repeat-0/features.json").unlink()
+    assert not publish()
+    (warning,) = warnings(capsys)
+    assert warning.startswith("warning: not published: svm; data/models/svm/repeat-0/features.json is not there: run")
+    assert [run["name"] for run in results.parents()] == ["probe"]
+
+
 def test_model_of_another_result_is_not_published_as_this_one(results: Results, publish: Publish) -> None:
     results.add("probe", A)
     facts = results.root / "data/models/probe/run.json"
@@ -325,7 +352,7 @@ def test_result_that_mlflow_refuses_does_not_hold_up_the_others(
     results.add("svm", B)
     assert not publish()
     (warning,) = warnings(capsys)
-    assert warning.endswith("no such thing")
+    assert ": no such thing; 1 result waits in " in warning
     assert [run["tags"]["fingerprint"] for run in results.parents() if run["status"] == "FINISHED"] == [B]
     monkeypatch.undo()
 

@@ -107,6 +107,20 @@ def test_a_sample_is_predicted_the_same_alone_and_among_others(kind: str, three_
     model = fit(kind, data)
     together, alone = model.predict_proba(test.activations), model.predict_proba(test.activations[5:6])
     np.testing.assert_allclose(alone[0], together[5], rtol=1e-5, atol=1e-7)
+    assert model.predict_proba(test.activations[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("kind", LEARNING)
+def test_what_the_folds_keep_whole_is_a_recorded_fact(kind: str, two_classes: Data) -> None:
+    """Groups as a rule; images where a class lies in a single group."""
+
+    def in_one_group(part: Part) -> Part:
+        return Part(part.activations, part.labels, part.targets, [f"module {label}" for label in part.labels])
+
+    data, _ = two_classes
+    poor = TrainingData(data.classes, in_one_group(data.training), in_one_group(data.validation))
+    found = [fit(kind, d).facts.get("folds_keep_whole") for d in (data, poor)]
+    assert found == ([None, None] if kind in ("logistic", "knn", "mlp") else ["group", "image"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,7 +5,7 @@ import pytest
 from sklearn.calibration import _sigmoid_calibration
 
 from stages.cli import UserError
-from stages.transfers._platt import folds, platt
+from stages.transfers._platt import deal, folds, platt
 from stages.transfers._shallow import Rows, opposite, softmax
 
 
@@ -93,7 +93,9 @@ def test_a_class_of_two_groups_gets_two_folds() -> None:
 
 def test_a_class_of_a_single_group_is_dealt_by_image() -> None:
     rows = make_rows([1, 1, 0, 0, 0, 0, 0, 0], groups=[0, 0, 1, 1, 2, 2, 3, 3])
-    assert all(set(rows.labels[inside]) == {0, 1} for inside, _ in folds(rows, seed=0))
+    whole, parts = deal(rows, seed=0)
+    assert whole == "image"
+    assert all(set(rows.labels[inside]) == {0, 1} for inside, _ in parts)
 
 
 def test_a_class_of_a_single_image_is_an_error_that_names_it() -> None:

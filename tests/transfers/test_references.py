@@ -15,7 +15,7 @@ from sklearn.svm import SVC
 
 from stages.cli import UserError
 from stages.transfers import Part, TrainingData, _svm, linear_svm, mlp, rbf_svm
-from stages.transfers._lda import ledoit_wolf
+from stages.transfers._lda import Discriminants, ledoit_wolf
 from stages.transfers._shallow import grid, prepare, softmax
 from stages.transfers.ridge import solve
 from tests.transfers.made_up import fit, make_data
@@ -142,11 +142,23 @@ def test_discriminants_are_scikit_learns(overlapping: Data, kind: str) -> None:
     assert_same_up_to_slope_and_shift(found, reference.decision_function(x_test), tolerance=1e-4)
 
 
+def test_discriminants_without_some_rows_are_those_of_the_others() -> None:
+    random = np.random.default_rng(0)
+    labels = np.arange(80) % 3
+    x, weights = random.normal(size=(80, 12)) + labels[:, None], random.uniform(0.5, 2, 80)
+    inside, outside = np.arange(80)[20:], np.arange(20)
+    found = Discriminants(x, 12, labels, weights).fit(outside, ["auto", 0.2])
+    expected = Discriminants(x[inside], 12, labels[inside], weights[inside]).fit(np.arange(0), ["auto", 0.2])
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one[0], other[0], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(one[1], other[1], rtol=1e-9)
+
+
 @pytest.mark.parametrize("width", [5, 200])
 def test_automatic_shrinkage_is_scikit_learns(width: int) -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=(60, width)) * random.gamma(1.0, size=width)
-    found = ledoit_wolf(x, x.T @ x / 60, width, np.ones(60))
+    found = ledoit_wolf(np.square(x).sum(axis=1), x.T @ x / 60, width, np.ones(60))
     assert found == pytest.approx(ledoit_wolf_shrinkage(x, assume_centered=True), rel=1e-9)
 
 
@@ -224,7 +236,7 @@ def test_mlp_predicts_what_torch_does(two_classes: Data) -> None:
     data, test = two_classes
     model = fit("mlp", data, views="identity", epochs=2)
     head = model.head
-    network = torch.nn.Sequential(torch.nn.Linear(24, 256), torch.nn.ReLU(), torch.nn.Linear(256, 2))
+    network = torch.nn.Sequential(torch.nn.Linear(24, 128), torch.nn.ReLU(), torch.nn.Linear(128, 2))
     weights = (head.weight_in.T, head.bias_in, head.weight_out.T, head.bias_out)
     for parameter, value in zip(network.parameters(), weights, strict=True):
         parameter.data = torch.tensor(value)
