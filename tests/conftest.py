@@ -86,7 +86,9 @@ class Project:
 
     def environment(self, **env: str) -> dict[str, str]:
         kept = {
-            k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "TRANSFER_", "DVC_", "GIT_", "PYTHON"))
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("MLFLOW_", "TRANSFER_", "DVC_", "GIT_", "PYTHON", "MAKE", "MFLAGS"))
         }
         names = {f"GIT_{who}_{what}": "pipeline-test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
         settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "DVC_NO_ANALYTICS": "1"}

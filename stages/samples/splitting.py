@@ -188,7 +188,7 @@ def _deal(units: Ints, strata: Strata, labels: Ints, shares: Floats, windows: Fl
         fold_of_unit[large] = _search(counts, strata.features, rare, shares, windows, rng)
         fold = fold_of_unit[units]
         dealt = sparse.csr_array(_one_hot(fold_of_unit[large], len(shares)).T @ counts)
-        fold[single] = _fill(strata.cell[single], dealt, shares, rng)
+        fold[single] = _fill(strata.cell[single], dealt, shares, windows, rng)
         _repair(fold, labels, single, windows)
         lacking = _lacking(fold, labels, windows)
         if not lacking.any():
@@ -283,12 +283,12 @@ def _least(table: Floats) -> tuple[int, int]:
     return int(row), int(column)
 
 
-def _fill(cell: Ints, dealt: sparse.csr_array, shares: Floats, rng: np.random.Generator) -> Ints:
+def _fill(cell: Ints, dealt: sparse.csr_array, shares: Floats, windows: Floats, rng: np.random.Generator) -> Ints:
     """Deal single samples so that each fold gets its share of each stratum, counting what it has already been dealt.
 
     cell : (samples,); dealt : sparse (folds, cells). Returns (samples,) folds.
-    What rounding gives a fold too little of one stratum it gets back in the next, so that the sizes come out even, too;
-    the strata of one class follow each other.
+    What rounding gives a window of folds too little of one stratum it gets back in the next, so that the sizes come out
+    even, too; the strata of one class follow each other.
     """
     fold = np.zeros(len(cell), np.int64)
     if not len(cell):
@@ -301,9 +301,14 @@ def _fill(cell: Ints, dealt: sparse.csr_array, shares: Floats, rng: np.random.Ge
         need = np.maximum(shares * (end - begin + held.sum()) - held, 0)
         need *= (end - begin) / need.sum()
         given = np.floor(need + 1e-9)
-        more = np.lexsort((ties, -np.round(owed + need - given, 9)))[: end - begin - int(given.sum())]
-        given[more] += 1
         owed += need - given
+        open_to_more = np.ones(len(shares), np.bool_)
+        for _ in range(end - begin - int(given.sum())):
+            pull = np.where(open_to_more, windows.T @ (windows @ owed), -np.inf)
+            more = np.lexsort((ties, -np.round(pull, 9)))[0]
+            given[more] += 1
+            owed[more] -= 1
+            open_to_more[more] = False
         fold[order[begin:end]] = np.repeat(np.arange(len(shares)), given.astype(np.int64))
     return fold
 
