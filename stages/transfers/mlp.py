@@ -154,7 +154,7 @@ def _epochs(params: Params, rows: Rows, setting: Setting, epochs: int, seed: int
     network = _network(features.shape[1], setting["hidden"], len(rows.classes), random)
     weight_in, bias_in, weight_out, bias_out = network
     rate, decay = setting["learning_rate"], setting["weight_decay"]
-    optimizer = torch.optim.AdamW(network, lr=rate, weight_decay=decay)
+    optimizer = torch.optim.AdamW(network, lr=rate, weight_decay=decay, fused=True)
     # The course is that of `epochs` in params.yaml also where it is left sooner: a refit repeats its beginning.
     steps = params.epochs * -(-len(labels) // params.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
