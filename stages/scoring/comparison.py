@@ -5,7 +5,7 @@ accuracy, paired by image on the repeats that both runs have (see intervals.py).
 with one split nobody knows how another split would have ordered the runs.
 
 Recommended is the cheapest run that is not shown to be worse than the best, by the same test with its own correction.
-Cheap means few multiply-adds per image below the cut; where these are equal, few trained parameters. Both are counts,
+Cheap means few multiply-adds per image below the cut; of runs on the same features, the most accurate. These are counts,
 so that every machine recommends the same run; seconds would not do that. Two rules keep the answer honest:
 - Only runs on as many repeats as the data set's most thorough run are in the choice, so that all are scored on the same
   images.
@@ -111,7 +111,7 @@ def _compare_dataset(name: str, params: Params, records: Mapping[str, Record]) -
     of_dataset = {k: records[k] for k, run in params.runs.items() if run.dataset == name}
     repeats = max(int(record.metrics["repeats"]) for record in of_dataset.values())
     thorough = {k: r for k, r in of_dataset.items() if r.metrics["repeats"] == repeats}
-    best = min(thorough, key=lambda k: (-_accuracy(thorough[k]), _cheapness(thorough[k])))
+    best = min(thorough, key=lambda k: _order(thorough[k]))
     reference = reference_run(name, params, records)
     to_reference = {} if reference is None else _differences(reference, of_dataset)
     to_best = to_reference if best == reference and len(thorough) == len(of_dataset) else _differences(best, thorough)
@@ -173,16 +173,16 @@ def _is_baseline(record: Record) -> bool:
     return bool(record.facts["family"] == "none")
 
 
-def _cheapness(record: Record) -> tuple[float, float, float, str]:
-    """Return what runs are ordered by, the cheapest first; what was not counted counts as dear."""
-    operations, trained = (record.cost.get(k) for k in ("operations_per_image", "trained_parameters"))
-    missing = float("inf")
-    return (
-        missing if operations is None else operations,
-        missing if trained is None else trained,
-        -_accuracy(record),
-        record.run,
-    )
+def _operations(record: Record) -> float:
+    """Return multiply-adds per image below the cut; what was not counted counts as dear."""
+    counted = record.cost.get("operations_per_image")
+    return float("inf") if counted is None else float(counted)
+
+
+def _order(record: Record) -> tuple[float, float, float, str]:
+    """Return what runs are ordered by, the best first; of equals the cheapest."""
+    trained = record.cost.get("trained_parameters")
+    return -_accuracy(record), _operations(record), float("inf") if trained is None else trained, record.run
 
 
 def _recommended(best: str, records: Mapping[str, Record], to_best: Mapping[str, Difference]) -> str:
@@ -192,7 +192,7 @@ def _recommended(best: str, records: Mapping[str, Record], to_best: Mapping[str,
         if name == best
         or (verdict(to_best[name]) in (EVEN, BETTER) and (_is_baseline(records[best]) or not _is_baseline(record)))
     ]
-    return min(in_choice, key=lambda name: _cheapness(records[name]))
+    return min(in_choice, key=lambda name: (_operations(records[name]), _order(records[name])))
 
 
 def _sentence(
@@ -217,7 +217,8 @@ def _sentence(
     return (
         f"Use {_introduced(chosen, params)}: its accuracy of {_interval(chosen)} is not shown to be worse than the "
         f"{decimals(_accuracy(top))} of {best}, the best (difference {signed(difference.value)}, 95 % interval "
-        f"{interval(difference.low, difference.high, signed)}), and it {_why_cheaper(chosen, top)}."
+        f"{interval(difference.low, difference.high, signed)}), and it needs {count(_operations(chosen))} multiply-adds per image instead of "
+        f"{count(_operations(top))}."
     )
 
 
@@ -245,7 +246,7 @@ def _interval(record: Record) -> str:
 
 
 def _why_best(best: str, records: Mapping[str, Record], to_best: Mapping[str, Difference]) -> str:
-    cheaper = [k for k, r in records.items() if _cheapness(r) < _cheapness(records[best]) and not _is_baseline(r)]
+    cheaper = [k for k, r in records.items() if _operations(r) < _operations(records[best]) and not _is_baseline(r)]
     if len(records) == 1:
         return "there is no other run"
     if not cheaper:
@@ -257,16 +258,6 @@ def _why_best(best: str, records: Mapping[str, Record], to_best: Mapping[str, Di
         if len(cheaper) > 1
         else f"the cheaper {cheaper[0]} is shown to be worse"
     )
-
-
-def _why_cheaper(chosen: Record, top: Record) -> str:
-    operations, of_top = (r.cost.get("operations_per_image") for r in (chosen, top))
-    if operations is not None and of_top is not None and operations < of_top:
-        return f"needs {count(operations)} multiply-adds per image instead of {count(of_top)}"
-    trained, of_top = (r.cost.get("trained_parameters") for r in (chosen, top))
-    if trained is not None and of_top is not None and trained < of_top:
-        return f"needs {count(trained)} trained parameters instead of {count(of_top)} at the same cost per image"
-    return "costs no more"
 
 
 def _cautions(

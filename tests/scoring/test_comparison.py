@@ -155,7 +155,7 @@ def test_recommended_is_the_cheapest_run_that_is_not_shown_to_be_worse_than_the_
     assert "0.875" in found.recommendation
 
 
-def test_of_equal_operations_the_fewer_trained_parameters_are_cheaper_and_seconds_do_not_count() -> None:
+def test_of_equal_operations_the_most_accurate_run_is_recommended_and_seconds_do_not_count() -> None:
     params, records = runs_on_cells(
         cost={
             "best": {"trained_parameters": 90_000, "train_seconds": 1.0},
@@ -165,8 +165,14 @@ def test_of_equal_operations_the_fewer_trained_parameters_are_cheaper_and_second
         small=right_in(349),
     )
     found = compared(params, records)
-    assert found.recommended == "small"
-    assert "2,000 trained parameters instead of 90 k" in found.recommendation
+    assert found.recommended == "best"
+    assert "no other transfer is cheaper" in found.recommendation
+
+
+def test_of_equally_accurate_runs_with_equal_operations_the_one_of_fewer_trained_parameters_is_best() -> None:
+    cost = {"large": {"trained_parameters": 90_000}, "small": {"trained_parameters": 2_000}}
+    found = compared(*runs_on_cells(cost=cost, large=right_in(350), small=right_in(350)))
+    assert (found.best, found.recommended) == ("small", "small")
 
 
 def test_best_run_is_recommended_when_every_cheaper_one_is_shown_to_be_worse() -> None:
