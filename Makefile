@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 .DEFAULT_GOAL := help
 # `make run` is the whole pipeline for a person, `make repro` the same for CI.
-.PHONY: help install run repro summary ui publish test check bench keys lock clean
+.PHONY: help install run repro summary ui publish test check bench picture keys lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -54,7 +54,11 @@ check: $(STAMP)  ## format, lint and types
 	@mypy
 
 bench: $(STAMP)  ## measure what docs/benchmarks.md says
+	@python -m tests.benchmarks.nothing_to_do
 	@python -m tests.benchmarks.extract
+
+picture: $(STAMP)  ## take the picture in the README anew, of reports/report.html
+	@python -m tests.browser
 
 keys: $(STAMP)  ## print every key of params.yaml, and renew docs/params.md
 	@python -m stages.params --keys | tee docs/params.md

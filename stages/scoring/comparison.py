@@ -5,7 +5,7 @@ accuracy, paired by image on the repeats that both runs have (see intervals.py).
 with one split nobody knows how another split would have ordered the runs.
 
 Recommended is the cheapest run that is not shown to be worse than the best, by the same test with its own correction.
-Cheap means few multiply-adds per image below the cut; of runs on the same features, the most accurate. These are counts,
+Cheap means few multiply-adds per image below the cut; of runs on the same features, the most accurate. It is counted,
 so that every machine recommends the same run; seconds would not do that. Two rules keep the answer honest:
 - Only runs on as many repeats as the data set's most thorough run are in the choice, so that all are scored on the same
   images.
@@ -217,8 +217,8 @@ def _sentence(
     return (
         f"Use {_introduced(chosen, params)}: its accuracy of {_interval(chosen)} is not shown to be worse than the "
         f"{decimals(_accuracy(top))} of {best}, the best (difference {signed(difference.value)}, 95 % interval "
-        f"{interval(difference.low, difference.high, signed)}), and it needs {count(_operations(chosen))} multiply-adds per image instead of "
-        f"{count(_operations(top))}."
+        f"{interval(difference.low, difference.high, signed)}), and it needs {count(_operations(chosen))} "
+        f"multiply-adds per image instead of {count(_operations(top))}."
     )
 
 

@@ -16,33 +16,24 @@ from PIL import Image
 from stages.compare import compare
 from stages.files import write_json
 from stages.params import Dataset, Label, Params
+from tests.browser import FLAGS, NONE, browser_path
 from tests.conftest import cell_files
 from tests.scoring.made_up import SPLIT, make_outcomes, make_params, make_record, write_made_up
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 HOSTILE = ["<script>alert('class')</script>", "\"><img src=x onerror=alert('image')>", "größe & <b>שלום</b>"]
 IMAGES = 240
-
-
-def browser_path() -> str | None:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     path = browser_path()
     if path is None:
-        reason = "no Chromium: install it, or name it in the environment variable CHROMIUM"
         if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+            pytest.fail(NONE)
+        pytest.skip(NONE)
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
