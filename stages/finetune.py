@@ -2,8 +2,8 @@
 
     data/prepared/<dataset>/, data/features/<features>/  ->  data/models/<run>/, data/costs/finetune/<run>.json
 
-Training and validation samples are read, those of the test part are not. Each model's folder holds the frozen part too,
-so that it alone predicts.
+Training and validation samples are read, those of the test part are not, but for `final: true`: its model learns from
+all samples and is not scored. Each model's folder holds the frozen part too, so that it alone predicts.
 
     python -m stages.finetune probe
 """
@@ -51,7 +51,11 @@ def finetune(name: str, run: Run) -> None:
             models.append(model)
         if run.final:
             # All samples: values are chosen on the validation part of repeat 0, as its own model's were.
-            _write(folder / "final", _train(name, run, samples, features, 0, ("train", "test")), features)
+            refitted = (
+                run.transfer.model_copy(update={"refit": True}) if hasattr(run.transfer, "refit") else run.transfer
+            )
+            everything = run.model_copy(update={"transfer": refitted})
+            _write(folder / "final", _train(name, everything, samples, features, 0, ("train", "test")), features)
         write_json(folder / "run.json", _facts(run, samples, features, models))
     cost = {
         "seconds": round(time.monotonic() - start, 3),

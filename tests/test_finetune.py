@@ -261,6 +261,16 @@ def test_the_final_model_is_of_all_samples() -> None:
     assert (Path("data/models/majority/final") / "backbone.safetensors").is_file()
 
 
+def test_the_final_model_is_of_all_samples_also_where_the_scored_ones_are_of_training_alone() -> None:
+    activations = make_activations()
+    predictions = []
+    for refit in (True, False):
+        run = make_run("nearest_mean", final=True)
+        finetune("run", run.model_copy(update={"transfer": run.transfer.model_copy(update={"refit": refit})}))
+        predictions.append(read_model(Path("data/models/run/final")).predict_proba(activations))
+    np.testing.assert_array_equal(*predictions)
+
+
 def test_training_by_epochs_leaves_its_history() -> None:
     finetune("mlp", make_run("mlp", keys={"epochs": 3}, repeats=1))
     lines = Path("data/models/mlp/repeat-0/history.csv").read_text().splitlines()

@@ -189,8 +189,7 @@ def _recommended(best: str, records: Mapping[str, Record], to_best: Mapping[str,
     in_choice = [
         name
         for name, record in records.items()
-        if name == best
-        or (verdict(to_best[name]) in (EVEN, BETTER) and (_is_baseline(records[best]) or not _is_baseline(record)))
+        if name == best or (verdict(to_best[name]) in (EVEN, BETTER) and not _is_baseline(record))
     ]
     return min(in_choice, key=lambda name: (_operations(records[name]), _order(records[name])))
 
@@ -279,7 +278,7 @@ def _cautions(
     elif baselines and repeats > 1:
         found = known.get(shown) or _differences(shown, {shown: thorough[shown], **baselines})
         unbeaten = _unbeaten(found, list(baselines))
-        beaten_by_best = best != shown and not _unbeaten(known[best], unbeaten)
+        beaten_by_best = best != shown and best not in baselines and not _unbeaten(known[best], unbeaten)
         more = f"; {best}, the best, is" if beaten_by_best else "; more images would tell"
         if unbeaten:
             cautions.append(f"{shown} is not shown to beat {listed(unbeaten)}, where nothing is transferred{more}.")

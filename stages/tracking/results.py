@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from stages.scoring.metrics import Outcomes
 
 LONGEST_PARAM = 6000
+_PLAIN = re.compile(r"[\w.\- ]+")  # what MLflow takes in a name
 """Characters that MLflow keeps of a param's value."""
 
 
@@ -56,8 +58,12 @@ def missing_outputs(params: Params, name: str, fingerprint: str) -> list[Path]:
     """Return the outputs of DVC that publishing a run needs and that are not here, or are of another result."""
     needed = [MODELS / name, EVALUATIONS / name, PREPARED / params.runs[name].dataset]
     missing = [folder for folder in needed if not folder.is_dir()]
-    if MODELS / name not in missing and _read_run(name).get("fingerprint") != fingerprint:
+    facts = _read_run(name)
+    if MODELS / name not in missing and facts.get("fingerprint") != fingerprint:
         missing.append(MODELS / name)
+    prepared = PREPARED / params.runs[name].dataset
+    if not missing and read_json(prepared / "dataset.json")["content_hash"] != facts["dataset"]:
+        missing.append(prepared)  # split anew, and the run is still that of the old split
     return missing
 
 
@@ -141,8 +147,11 @@ def _tags(facts: Mapping[str, Any], dataset: Mapping[str, Any], features: Mappin
 
 
 def _flat(prefix: str, value: Any) -> dict[str, str]:
-    """Return nested dictionaries as one: {"transfer.C": "0.1"}."""
-    if not isinstance(value, dict):
+    """Return nested dictionaries as one: {"transfer.C": "0.1"}.
+
+    A dictionary stays whole where its keys are no names of ours but of classes: MLflow takes few characters in a name.
+    """
+    if not isinstance(value, dict) or not all(_PLAIN.fullmatch(key) for key in value):
         return {prefix: _text(value)}
     return {k: v for key, inner in value.items() for k, v in _flat(f"{prefix}.{key}", inner).items()}
 

@@ -50,7 +50,7 @@ def log_result(store: Store, client: MlflowClient, entry: Path) -> bool:
     client.set_terminated(parent)
     client.set_tag(parent, FINGERPRINT, result["fingerprint"])
     client.delete_tag(parent, UNFINISHED)
-    return _is_first(client, experiment, parent, result["fingerprint"])
+    return _keep_first(client, experiment, result["fingerprint"]) == parent
 
 
 def names_in_store(client: MlflowClient, fingerprints: Iterable[str], prefix: str) -> dict[str, set[str]]:
@@ -165,13 +165,15 @@ def _children(client: MlflowClient, run: Run, deleted: bool) -> list[Run]:
     return list(client.search_runs([run.info.experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}'", view))
 
 
-def _is_first(client: MlflowClient, experiment: str, run: str, fingerprint: str) -> bool:
-    """Delete the run if another machine has put the same result there meanwhile: the lock holds on one machine only."""
+def _keep_first(client: MlflowClient, experiment: str, fingerprint: str) -> str:
+    """Return the id of the first run of a result, and delete what other machines have put there beside it.
+
+    The lock holds on one machine only. The first may end last, so whoever sees two of them deletes the later one.
+    """
     found = client.search_runs([experiment], finished(fingerprint), order_by=["attributes.start_time ASC"])
-    first = min(found, key=lambda r: (r.info.start_time, r.info.run_id))
-    if first.info.run_id == run:
-        return True
-    ours = client.get_run(run)
-    _delete(client, ours)
-    give_names(client, first, split_names(ours.data.tags[NAMES]))
-    return False
+    first, *others = sorted(found, key=lambda r: (r.info.start_time, r.info.run_id))
+    for run in others:
+        _delete(client, run)
+    if others:
+        give_names(client, first, set().union(*(split_names(run.data.tags[NAMES]) for run in others)))
+    return str(first.info.run_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import ssl
@@ -36,7 +37,7 @@ def published_on_server(uri: str, wanted: set[str], prefix: str) -> dict[str, se
         if isinstance(error.reason, ssl.SSLError):
             return None
         raise StoreError(f"{Store(uri).shown} does not answer ({error.reason})") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
         raise StoreError(f"{Store(uri).shown} does not answer as an MLflow server does ({error!r})") from None
 
 

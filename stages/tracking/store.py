@@ -105,7 +105,10 @@ class Store:
         from urllib.request import getproxies
 
         parts = urlsplit(self.uri)
-        port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
+        try:
+            port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
+        except ValueError as error:
+            raise StoreError(f"{self.shown} is no address ({error})") from None
         if parts.hostname is None or port is None or (self.is_server and getproxies()):
             return
         try:
@@ -196,7 +199,7 @@ def told_in_one_line(store: Store) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise StoreError(f"{store.shown}: {reason}") from error
 

@@ -80,8 +80,13 @@ def solve(
     weight = solve_triangular(lower, projected, lower=True, trans="T", check_finite=False)
     residuals = root[:, None] * (targets - bias) - half.T @ projected
     scores = np.empty_like(targets)
+    half = np.vstack([half, root / np.sqrt(total)])
     for rows in parts:
-        hat = half[:, rows].T @ half[:, rows] + np.outer(root[rows], root[rows]) / total
-        without = np.linalg.solve(np.eye(len(rows)) - hat, residuals[rows])
+        part = half[:, rows]
+        if len(rows) < len(part):
+            without = np.linalg.solve(np.eye(len(rows)) - part.T @ part, residuals[rows])
+        else:  # the same by Woodbury's identity, on the columns, however many rows there are
+            inner = np.linalg.solve(np.eye(len(part)) - part @ part.T, part @ residuals[rows])
+            without = residuals[rows] + part.T @ inner
         scores[rows] = targets[rows] - without / root[rows, None]
     return weight, bias, scores

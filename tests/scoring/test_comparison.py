@@ -224,6 +224,20 @@ def test_baseline_that_scores_highest_is_recommended_and_called_a_baseline() -> 
     assert "baseline" in found.cautions[0]
 
 
+def test_cheap_baseline_is_not_recommended_because_a_dear_one_scores_highest() -> None:
+    cost = {"majority": {"operations_per_image": 7e8}, "probe": {"operations_per_image": 6e8}}
+    cost["pixels"] = {"operations_per_image": 0}
+    families = {"majority": "none", "pixels": "none"}
+    params, records = runs_on_cells(
+        cost=cost, families=families, majority=right_in(352), probe=right_in(350), pixels=right_in(346)
+    )
+    found = compared(params, records)
+    assert (found.best, found.recommended) == ("majority", "probe")
+    assert found.cautions == [
+        "probe is not shown to beat majority and pixels, where nothing is transferred; more images would tell."
+    ]
+
+
 def test_run_on_fewer_repeats_is_compared_on_those_and_stays_out_of_the_choice() -> None:
     params, records = runs_on_cells(probe=right_in(300), svm=right_in(310), lucky=right_in(400))
     lucky = records["lucky"].outcomes.of_repeats([0, 1])

@@ -253,6 +253,58 @@ def test_of_two_machines_that_publish_at_once_the_first_stays(
     assert [run["run_uuid"] for run in results.parents()] == [first["run_uuid"]]
 
 
+def test_machine_that_began_first_and_ends_last_deletes_what_the_other_has_put_there_meanwhile(
+    results: Results, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results.add("probe", A)
+    publish()
+    (later,) = results.parents()
+    client = store_client(results)
+    shutil.rmtree(results.root / "data/evaluations/probe")
+    results.add("linear", B)
+    original = client.create_run
+
+    def find_nothing(*_: object) -> None:
+        client.set_tag(later["run_uuid"], "fingerprint", B)
+
+    def began_long_ago(experiment: str, run_name: str, tags: dict[str, str]) -> object:
+        return original(experiment, start_time=1, run_name=run_name, tags=tags)
+
+    monkeypatch.setattr(runs, "find", find_nothing)
+    monkeypatch.setattr(
+        runs,
+        "_create",
+        lambda _, e, name, tags: str(began_long_ago(e, name, dict(tags)).info.run_id),  # type: ignore[attr-defined]
+    )
+    assert publish()
+    (only,) = results.parents()
+    assert only["run_uuid"] != later["run_uuid"]
+    assert set(only["tags"]["names"].split(", ")) == {"linear", "probe"}
+
+
+def test_class_weights_of_classes_whose_names_mlflow_does_not_take_are_logged_as_one_value(
+    results: Results, publish: Publish
+) -> None:
+    results.add("probe", A)
+    path = results.root / "data/models/probe/run.json"
+    facts = json.loads(path.read_text())
+    facts["transfer"]["class_weight"] = {"cracked (deep) & wet": 2.0}
+    path.write_text(json.dumps(facts))
+    assert publish()
+    (parent,) = results.parents()
+    assert json.loads(parent["params"]["transfer.class_weight"]) == {"cracked (deep) & wet": 2.0}
+
+
+def test_run_of_an_earlier_split_is_not_published_as_one_of_today(
+    results: Results, publish: Publish, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.add("probe", A)
+    path = results.root / "data/prepared/cells/dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"content_hash": "0" * 64}))
+    assert not publish()
+    assert "data/prepared/cells" in warnings(capsys)[0]
+
+
 def test_dead_server_costs_one_line_and_the_outbox_outlives_the_project(
     results: Results, publish: Publish, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

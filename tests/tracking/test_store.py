@@ -151,6 +151,30 @@ def test_server_that_answers_wrongly_is_an_error_of_one_line(status: int, body: 
     assert message in str(error.value)
 
 
+def test_address_that_is_none_is_an_error_of_one_line() -> None:
+    with pytest.raises(StoreError, match=r"^http://127\.0\.0\.1:99999 is no address"):
+        Store("http://127.0.0.1:99999").published([A])
+
+
+def test_what_does_not_speak_http_is_an_error_of_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            for _ in range(2):  # whether anybody listens; the question
+                connection, _ = listener.accept()
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+                connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(StoreError, match="does not answer"):
+            Store(f"http://127.0.0.1:{listener.getsockname()[1]}").published([A])
+
+
+def test_missing_driver_of_a_database_is_an_error_of_one_line() -> None:
+    with pytest.raises(StoreError, match="No module named 'driver'"), store_module.told_in_one_line(Store("x://y")):
+        raise ModuleNotFoundError("No module named 'driver'")
+
+
 def test_server_that_wants_what_only_mlflow_can_send_is_left_to_it(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Store(stub(lambda *_: (401, b""))).published([A]) is None
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team")

@@ -171,9 +171,10 @@ def test_ridge_is_scikit_learns(overlapping: Data, alpha: float) -> None:
     assert_same_up_to_slope_and_shift(found, expected, tolerance=1e-4)
 
 
-def test_ridge_scores_out_of_fold_are_those_of_models_fitted_without_the_fold() -> None:
+@pytest.mark.parametrize("width", [9, 30])  # fewer columns than a fold of 15 has rows, and more
+def test_ridge_scores_out_of_fold_are_those_of_models_fitted_without_the_fold(width: int) -> None:
     random = np.random.default_rng(0)
-    x, weights = random.normal(size=(60, 9)), random.uniform(0.5, 3, 60)
+    x, weights = random.normal(size=(60, width)), random.uniform(0.5, 3, 60)
     targets = random.normal(size=(60, 2))
     center = weights @ x / weights.sum()
     scaled = (x - center) * np.sqrt(weights)[:, None]
