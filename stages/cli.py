@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -34,12 +35,17 @@ def guard(function: Callable[[], Any]) -> NoReturn:
     except UserError as error:
         print("\n".join(printable(line) for line in str(error).split("\n")), file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; nothing half written was kept, run again to go on", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; nothing half written was kept, run again to go on", file=sys.stderr)
+        sys.exit(130)
     sys.exit(0)
 
 

@@ -145,6 +145,7 @@ def _facts(run: Run, samples: Samples, features: FeatureStore, models: list[Mode
         "network": network["network"],
         "origin": network["origin"],
         "licence": network["licence"],
+        "images": samples.facts["origin"],
         "classes": samples.classes,
         "chosen": [model.chosen for model in models],
         "trained_parameters": models[0].trained_parameters,

@@ -24,6 +24,7 @@ from pydantic_core import ErrorDetails
 
 from stages.cli import UserError, guard
 
+LEVELS = ("downloads", "datasets", "features", "runs")
 KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 T = TypeVar("T")
 OneOrMany = Annotated[list[T], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1)]
@@ -241,13 +242,13 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
     content = read_yaml(path)
     problems: list[str] = []
     params = _validate(Params, content, (), problems)
-    for level in ("downloads", "datasets", "features", "runs"):
-        names = content.get(level)
-        problems += [
-            f"params.yaml: {level}.{name} is no good name: a letter, then letters, digits, dash, underscore"
-            for name in (names if isinstance(names, dict) else ())
-            if not isinstance(name, str) or not KEY.fullmatch(name)
-        ]
+    ill_named = [
+        f"params.yaml: {level}.{name} is no good name: a letter, then letters, digits, dash, underscore"
+        for level in LEVELS
+        for name, _ in _items(content.get(level))
+        if not isinstance(name, str) or not KEY.fullmatch(name)
+    ]
+    problems += ill_named
     downloads = _by_kind(content.get("downloads"), "sources", "source", lambda name: ("downloads", name), problems)
     transfers = _by_kind(
         {k: v.get("transfer") for k, v in _dictionaries(content.get("runs")) if "transfer" in v},
@@ -257,6 +258,9 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
         problems,
     )
     if params is None or problems:
+        # What refers to an ill-named entry, or to one of a level that is none, is wrong for that reason alone.
+        if not ill_named and all(isinstance(content.get(level), dict) for level in LEVELS):
+            problems += _wrong_references(*_valid_part(content, downloads))
         raise UserError("\n".join(dict.fromkeys(problems)))
     runs = {k: run.model_copy(update={"transfer": transfers[k]}) for k, run in params.runs.items()}
     params = params.model_copy(update={"downloads": downloads, "runs": runs})
@@ -266,8 +270,12 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
     return params
 
 
+def _items(level: Any) -> list[tuple[Any, Any]]:
+    return list(level.items()) if isinstance(level, dict) else []
+
+
 def _dictionaries(level: Any) -> list[tuple[str, dict[str, Any]]]:
-    return [(k, v) for k, v in level.items() if isinstance(v, dict)] if isinstance(level, dict) else []
+    return [(k, v) for k, v in _items(level) if isinstance(v, dict)]
 
 
 def _by_kind(entries: Any, room: str, key: str, where: Any, problems: list[str]) -> dict[str, Any]:
@@ -344,8 +352,30 @@ def _is_model(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, BaseModel)
 
 
-def _wrong_references(params: Params) -> Iterator[str]:
-    """Tell every name in params.yaml that stands for nothing, or for something of the wrong sort."""
+def _valid_part(content: dict[str, Any], downloads: Mapping[str, Any]) -> tuple[Params, set[str]]:
+    """Return what of params.yaml can be read, and the names of the entries that cannot."""
+    kept: dict[str, Any] = {"downloads": {name: entry for name, entry in downloads.items() if entry is not None}}
+    for level, model in (("datasets", Dataset), ("features", Features), ("runs", Run)):
+        entries = {name: _validate(model, entry, (), []) for name, entry in _dictionaries(content.get(level))}
+        kept[level] = {name: entry for name, entry in entries.items() if entry is not None}
+    unread = {str(name) for level, read in kept.items() for name, _ in _items(content.get(level)) if name not in read}
+    compare = _validate(Compare, content.get("compare", {}), (), []) or Compare()
+    return Params.model_construct(**kept, compare=compare), unread | {f"raw/{name}" for name in unread}
+
+
+def _wrong_references(params: Params, unread: Iterable[str] = ()) -> Iterator[str]:
+    """Tell every name in params.yaml that stands for nothing, or for something of the wrong sort.
+
+    unread : names of entries that are there and cannot be read; nothing is said of what refers to them
+    """
+    unread = set(unread)
+    for problem, name in _references(params):
+        if name not in unread:
+            yield problem
+
+
+def _references(params: Params) -> Iterator[tuple[str, str]]:
+    """Yield each wrong reference as a line, and the name that it refers to."""
     weights = [k for k, d in params.downloads.items() if d.source == "weights"]
     images = [k for k in params.downloads if k not in weights]
     for level, entries in (("datasets", params.datasets), ("features", params.features)):
@@ -364,10 +394,11 @@ def _wrong_references(params: Params) -> Iterator[str]:
         if dataset.images != features.images:
             yield (
                 f"params.yaml: runs.{name} brings together {run.dataset} of the images {dataset.images} and "
-                f"{run.features} of the images {features.images}; both must be of the same images"
+                f"{run.features} of the images {features.images}; both must be of the same images",
+                "",
             )
         if run.repeats is not None and run.repeats > dataset.split.repeats:
-            yield (f"params.yaml: runs.{name}.repeats is {run.repeats}: {run.dataset} has {dataset.split.repeats}")
+            yield f"params.yaml: runs.{name}.repeats is {run.repeats}: {run.dataset} has {dataset.split.repeats}", ""
     for dataset_name, run_name in params.compare.references.items():
         place = f"compare.references.{dataset_name}"
         yield from _wrong(place, dataset_name, params.datasets, "is no data set")
@@ -375,10 +406,10 @@ def _wrong_references(params: Params) -> Iterator[str]:
         yield from _wrong(place, run_name, of_dataset, f"is no run of {dataset_name}")
 
 
-def _wrong(place: str, name: str, known: Iterable[str], what: str) -> Iterator[str]:
+def _wrong(place: str, name: str, known: Iterable[str], what: str) -> Iterator[tuple[str, str]]:
     known = list(known)
     if name not in known:
-        yield f"params.yaml: {place}: {name} {what}; {suggest(name, known)}"
+        yield f"params.yaml: {place}: {name} {what}; {suggest(name, known)}", name
 
 
 def key_table() -> str:

@@ -20,7 +20,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,10 +164,10 @@ def _listed(repeats: Sequence[Path]) -> str:
     return ", ".join(sorted((p.name.removeprefix("repeat-") for p in repeats), key=int))
 
 
-def image_paths(arguments: Sequence[str]) -> Iterator[Path]:
-    """Yield the files that are named: files, what lies in folders, and for `-` the lines of standard input.
+def image_paths(arguments: Sequence[str]) -> Iterator[str]:
+    """Return the files that are named: files, what lies in folders, and for `-` the lines of standard input.
 
-    Raises UserError for a folder without images, before the first file.
+    Raises UserError for a folder without images.
     """
     from stages.sources.folder import find_images
 
@@ -175,11 +175,12 @@ def image_paths(arguments: Sequence[str]) -> Iterator[Path]:
     for name, found in folders.items():
         if not found:
             raise UserError(f"{name} holds no images")
-    for name in arguments:
-        if name == "-":
-            yield from (Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip())
-        else:
-            yield from folders.get(name, [Path(name)])
+    return chain.from_iterable(
+        (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+        if name == "-"
+        else map(str, folders.get(name, [name]))
+        for name in arguments
+    )
 
 
 def predict(arguments: argparse.Namespace) -> bool:
@@ -187,10 +188,11 @@ def predict(arguments: argparse.Namespace) -> bool:
     predictor = Predictor(model_folder(arguments.run, arguments.repeat, arguments.final))
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # file names need not be UTF-8
+    wanted = image_paths(arguments.paths)
     write = _writer(arguments.format, predictor)
     complete = True
-    paths = deque[Path]()
-    for result in predictor.predict_each(partial(Path.read_bytes, path) for path in _noted(arguments, paths)):
+    paths = deque[str]()
+    for result in predictor.predict_each(partial(Path.read_bytes, Path(path)) for path in _noted(wanted, paths)):
         path = paths.popleft()
         if isinstance(result, BadImage):
             warn(f"{path}: {result}")
@@ -201,22 +203,22 @@ def predict(arguments: argparse.Namespace) -> bool:
     return complete
 
 
-def _noted(arguments: argparse.Namespace, paths: deque[Path]) -> Iterator[Path]:
-    for path in image_paths(arguments.paths):
+def _noted(wanted: Iterable[str], paths: deque[str]) -> Iterator[str]:
+    for path in wanted:
         paths.append(path)
         yield path
 
 
-def _writer(form: str, predictor: Predictor) -> Callable[[Path, Probabilities], None]:
+def _writer(form: str, predictor: Predictor) -> Callable[[str, Probabilities], None]:
     """Return what writes a line; probabilities have nine digits, more than float32 has."""
     table = csv.writer(sys.stdout, lineterminator="\n")
 
-    def write_csv(path: Path, probabilities: Probabilities) -> None:
+    def write_csv(path: str, probabilities: Probabilities) -> None:
         table.writerow([path, predictor.classes[probabilities.argmax()], *(f"{p:.9g}" for p in probabilities)])
 
-    def write_json(path: Path, probabilities: Probabilities) -> None:
+    def write_json(path: str, probabilities: Probabilities) -> None:
         rounded = {name: float(f"{p:.9g}") for name, p in zip(predictor.classes, probabilities, strict=True)}
-        line = {"path": str(path), "class": predictor.classes[probabilities.argmax()], "probabilities": rounded}
+        line = {"path": path, "class": predictor.classes[probabilities.argmax()], "probabilities": rounded}
         print(json.dumps(line))
 
     if form == "jsonl":

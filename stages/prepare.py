@@ -23,7 +23,7 @@ from stages.samples.checking import Checked, check_images
 from stages.samples.decoding import decode
 from stages.samples.labels import Labels, make_labels
 from stages.samples.parts import check_groups, leaks, read_parts
-from stages.samples.pictures import contact_sheet, file_names, write_picture
+from stages.samples.pictures import contact_sheet, file_names, fitted, write_picture
 from stages.samples.splitting import join, make_strata, split, split_as_brought
 from stages.samples.table import OWN_COLUMNS, samples_table, write_samples
 from stages.sources._raw import Images, read_images
@@ -62,6 +62,7 @@ def prepare(name: str, entry: Dataset) -> None:
             labels.classes,
             table,
             rejected_table(images, reasons),
+            origin={key: images.facts[key] for key in ("source", "origin", "licence")},
             duplicates=len(rows) - len({image.pixel_hash for image in checked}),
             pictures=write_sheets(folder / "pictures", images, rows, labels),
         )
@@ -155,7 +156,7 @@ def write_sheets(folder: Path, images: Images, rows: Ints, labels: Labels) -> di
     hashes, files = images.image_hashes, file_names(labels.classes)
     for index, name in enumerate(labels.classes):
         drawn = sorted(rows[labels.index == index].tolist(), key=lambda row: hashes[row])[:ON_A_SHEET]
-        write_picture(folder / files[name], contact_sheet([decode(images.read(row)) for row in drawn]))
+        write_picture(folder / files[name], contact_sheet([fitted(decode(images.read(row))) for row in drawn]))
     return {name: f"{folder.name}/{file}" for name, file in files.items()}
 
 

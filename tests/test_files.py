@@ -105,6 +105,14 @@ def test_a_failed_writer_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
+def test_what_a_killed_process_of_our_own_number_left_is_removed(tmp_path: Path) -> None:
+    # In a container numbers repeat: a stage that is started again often has that of the one that was killed.
+    (tmp_path / f".out.tmp-{os.getpid()}").mkdir()
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("whole")
+    assert names(tmp_path) == ["out"]
+
+
 def test_what_a_killed_writer_left_is_no_output_and_is_removed_by_the_next(tmp_path: Path) -> None:
     program = """
         import time

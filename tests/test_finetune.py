@@ -56,7 +56,8 @@ def write_dataset(labels: Any = LABELS, group: str | None = "module", name: str 
     entry = Dataset(images="elpv", label=Label(), group=group, split=Split(test=0.25, repeats=REPEATS))
     folder = Path("data/prepared") / name
     folder.mkdir(parents=True, exist_ok=True)
-    write_samples(folder, name, entry, CLASSES, table, table.slice(0, 0))
+    origin = {"source": "folder", "origin": "photos", "licence": "unknown"}
+    write_samples(folder, name, entry, CLASSES, table, table.slice(0, 0), origin=origin)
 
 
 def write_store(
@@ -139,6 +140,7 @@ def test_run_json_says_what_the_run_is_and_no_name() -> None:
         "seed": 7,
         "repeats": 2,
         "final": False,
+        "images": {"source": "folder", "origin": "photos", "licence": "unknown"},
         "versions": {"method": 1, "preprocessing": 1},
         "network": "tf_efficientnet_lite0",
         "origin": "package",

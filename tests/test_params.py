@@ -337,6 +337,17 @@ def test_command_says_nothing_when_all_is_well_and_every_problem_otherwise(tmp_p
     assert run("--kees").stderr == "usage: python -m stages.params [--keys]\n"
 
 
+def test_wrong_references_are_told_with_wrong_keys_in_one_go(tmp_path: Path) -> None:
+    content = GOOD.replace("repeats", "repeat").replace("features: lite0", "features: lite")
+    (tmp_path / "params.yaml").write_text(content)
+    with pytest.raises(UserError) as error:
+        read_params(tmp_path / "params.yaml")
+    said = str(error.value).splitlines()
+    assert any("repeat is not a key" in line for line in said)
+    assert any("lite is none of the features; did you mean lite0?" in line for line in said)
+    assert not any("is no data set" in line for line in said)  # it is there, and named above for what is wrong in it
+
+
 def test_checking_params_does_not_wait_for_torch(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(GOOD)
     heavy = ("torch", "timm", "sklearn", "pandas", "matplotlib", "mlflow", "onnxruntime")

@@ -1,6 +1,6 @@
 """What runs the frozen part of a network: ONNX Runtime on a CPU, torch on a GPU.
 
-Where it runs comes from the environment, and changes no result beyond rounding:
+Where it runs comes from the environment, and changes no result beyond rounding (which is coarse in bfloat16):
 
     TRANSFER_DEVICE    cpu or cuda; cuda by default where torch finds a GPU
     TRANSFER_ENGINE    onnxruntime or torch; by default onnxruntime on a CPU and torch on a GPU
@@ -210,9 +210,10 @@ class _Torch(_Frozen):
         from torch.backends import cudnn
 
         count, channels, _, size = images.shape
-        with self.lock, torch.inference_mode(), cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            part, batch = self._part(size, channels)
-            pieces = [self._run(part, piece, batch) for piece in np.split(images, range(batch, count, batch))]
+        with self.lock, cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            part, batch = self._part(size, channels)  # outside of inference mode, in which no cut could be checked
+            with torch.inference_mode():
+                pieces = [self._run(part, piece, batch) for piece in np.split(images, range(batch, count, batch))]
         return {name: np.concatenate(parts) for name, parts in zip(self.names, zip(*pieces, strict=True), strict=True)}
 
     def operations(self, size: int, channels: int) -> int:

@@ -13,12 +13,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+SIDE = 120  # pixels of an image on a sheet
 _GAP = 4  # pixels between two images
 _FONT_SIZE = 12
 
 
+def fitted(image: Image.Image, side: int = SIDE) -> Image.Image:
+    """Return an image that fits into a square of `side` pixels and touches two of its sides."""
+    return ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
+
+
 def contact_sheet(
-    images: Sequence[Image.Image], captions: Sequence[str] = (), *, columns: int = 8, side: int = 120
+    images: Sequence[Image.Image], captions: Sequence[str] = (), *, columns: int = 8, side: int = SIDE
 ) -> Image.Image:
     """Lay decoded images out row by row, each fitted into a square of `side` pixels, its caption below.
 
@@ -36,7 +42,7 @@ def contact_sheet(
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
     for number, image in enumerate(images):
         left, top = _GAP + number % columns * width, _GAP + number // columns * height
-        small = ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
+        small = fitted(image, side)
         sheet.paste(small, (left + (side - small.width) // 2, top + (side - small.height) // 2))
         if captions:
             for line, text in enumerate(captions[number].split("\n")):

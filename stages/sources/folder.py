@@ -3,9 +3,9 @@
     photos/cat/1.jpg                                     the class is the name of the first folder
     photos/train/cat/1.jpg, or photos/cat/train/1.jpg    train, val (valid, validation) and test are a split
 
-Columns: `class`; `split` (train, validation, test) when all images lie in such folders; `folder`, what lies between
-the class and the image, when anything does: a patient, a day, a camera to group by. Hidden files and folders are
-passed over.
+Columns: `class`; `split` (train, validation, test) when all images lie in such folders; `folder`, the next folder
+below the class, when there is any: a patient, a day, a camera to group by; `folder_2` and so on for those below it.
+Hidden files and folders are passed over.
 
     downloads:
       photos: {source: folder, path: photos}             # packed into shards, a copy that DVC versions
@@ -119,7 +119,7 @@ def _found(root: Path, paths: list[Path]) -> Iterator[Found]:
     names = [path.relative_to(root) for path in paths]
     split_at = _split_level(names)
     class_at = 1 if split_at == 0 else 0
-    deeper = any(len(name.parts) > _used(split_at) + 1 for name in names)
+    deeper = max(len(name.parts) for name in names) - _used(split_at) - 1
     for path, name in zip(paths, names, strict=True):
         folders = name.parts[:-1]
         if len(folders) < _used(split_at):
@@ -127,8 +127,9 @@ def _found(root: Path, paths: list[Path]) -> Iterator[Found]:
         columns: dict[str, Any] = {"class": unicodedata.normalize("NFC", folders[class_at])}
         if split_at is not None:
             columns["split"] = SPLIT_FOLDERS[folders[split_at].lower()]
-        if deeper:
-            columns["folder"] = "/".join(folders[_used(split_at) :]) or None
+        between = folders[_used(split_at) :]
+        for level in range(deeper):
+            columns[f"folder_{level + 1}" if level else "folder"] = between[level] if level < len(between) else None
         yield Found(name.as_posix(), path, columns)
 
 
@@ -142,6 +143,14 @@ def _split_level(names: Sequence[PurePath]) -> int | None:
     for level in (0, 1):
         if all(len(name.parts) > level + 1 and name.parts[level].lower() in SPLIT_FOLDERS for name in names):
             return level
+    first = {name.parts[0] for name in names if len(name.parts) > 2}
+    parts = {folder for folder in first if folder.lower() in SPLIT_FOLDERS}
+    if len({SPLIT_FOLDERS[folder.lower()] for folder in parts}) > 1:
+        stray = ", ".join(sorted(first - parts) or sorted({name.parts[0] for name in names} - parts))
+        raise UserError(
+            f"{' and '.join(sorted(parts))} are parts of a split, and {stray} beside them is none: move it out, or "
+            "move its images into one of the parts"
+        )
     return None
 
 

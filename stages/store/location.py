@@ -24,10 +24,15 @@ def shared_root() -> Path:
 def cache_root() -> Path:
     """Return the folder of the private cache: TRANSFER_CACHE, else .transfer/cache in the shared root.
 
-    It need not exist. Deleting it costs time and nothing else.
+    Deleting it costs time and nothing else. Raises UserError for a TRANSFER_CACHE that cannot be a folder.
     """
     if named := os.environ.get("TRANSFER_CACHE"):
-        return Path(named).expanduser().absolute()
+        folder = Path(named).expanduser().absolute()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"TRANSFER_CACHE is {named}: {error.strerror}; name a folder, or unset it") from None
+        return folder
     return shared_root() / ".transfer" / "cache"
 
 

@@ -130,6 +130,7 @@ def _params(
         **{key: _text(facts[key]) for key in own if key in facts},
         **_flat("transfer", facts["transfer"]),
         **_flat("dataset", dataset["entry"]),
+        **_flat("images", facts.get("images", {})),
         **_flat("features", features["entry"]),
     }
     return {key: _shortened(value) for key, value in params.items()}

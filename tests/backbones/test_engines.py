@@ -78,7 +78,11 @@ def test_real_cells_come_out_as_from_the_undivided_network(
         assert far(values, expected[name]) < 2e-5, name
 
 
-def test_a_cut_inside_the_network_gives_its_whole_output(lite0: Backbone, cache: Path) -> None:
+@pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
+def test_a_cut_inside_the_network_gives_its_whole_output(
+    engine: str, lite0: Backbone, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRANSFER_ENGINE", engine)
     images = cells(3, 64, 1)
     (name, found), *_ = open_engine(lite0, features(cut="blocks.3"), cache)(images).items()
     network = lite0.network
@@ -88,6 +92,15 @@ def test_a_cut_inside_the_network_gives_its_whole_output(lite0: Backbone, cache:
             x = block(x)
     assert (name, found.shape) == ("blocks.3", (3, 80, 4, 4))
     assert far(found, x.numpy()) < 2e-5
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
+def test_a_misspelt_layer_is_answered_by_the_nearest(
+    engine: str, lite0: Backbone, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRANSFER_ENGINE", engine)
+    with pytest.raises(UserError, match=r"blocks\.3"):
+        open_engine(lite0, features(cut="bloks.3"), cache)(cells(1, 64, 1))
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "torch"])

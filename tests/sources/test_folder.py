@@ -74,11 +74,17 @@ def test_split_folders_in_some_classes_only_are_no_split(work: Path) -> None:
 
 def test_what_lies_between_class_and_image_is_a_column_to_group_by(work: Path) -> None:
     lay_out(work / "photos", "train/ill/p1/left/1.jpg", "test/ill/p2/1.jpg", "train/well/1.jpg")
-    assert rows(fetch(), "class", "split", "folder") == [
-        ("test/ill/p2/1.jpg", "ill", "test", "p2"),
-        ("train/ill/p1/left/1.jpg", "ill", "train", "p1/left"),
-        ("train/well/1.jpg", "well", "train", None),
+    assert rows(fetch(), "class", "split", "folder", "folder_2") == [
+        ("test/ill/p2/1.jpg", "ill", "test", "p2", None),
+        ("train/ill/p1/left/1.jpg", "ill", "train", "p1", "left"),
+        ("train/well/1.jpg", "well", "train", None, None),
     ]
+
+
+def test_a_folder_beside_those_of_a_split_is_an_error_that_names_it(work: Path) -> None:
+    lay_out(work / "photos", "train/cat/1.jpg", "test/cat/2.jpg", "extra/dog/3.jpg")
+    with pytest.raises(UserError, match=r"test and train are parts of a split, and extra beside them is none"):
+        fetch()
 
 
 def test_hidden_files_and_folders_are_passed_over(work: Path) -> None:

@@ -92,6 +92,10 @@ def test_a_root_that_is_no_folder_is_refused(tmp_path, monkeypatch):
 def test_the_cache_lies_in_the_shared_root_unless_named(repository, tmp_path, monkeypatch):
     monkeypatch.chdir(repository)
     assert cache_root() == repository / ".transfer" / "cache"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"^TRANSFER_CACHE is .*file: "):
+        cache_root()
     monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "cache"))
     assert cache_root() == tmp_path / "cache"
 
