@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from stages.scoring.metrics import Outcomes
 
 LONGEST_PARAM = 6000
-_PLAIN = re.compile(r"[\w.\- ]+")  # what MLflow takes in a name
 """Characters that MLflow keeps of a param's value."""
+
+_PLAIN = re.compile(r"[\w.\- ]+")  # what MLflow takes in a name
 
 
 def current_results(params: Params) -> tuple[dict[str, list[str]], list[str]]:
@@ -56,12 +57,11 @@ def _reported_fingerprint(name: str) -> str | None:
 
 def missing_outputs(params: Params, name: str, fingerprint: str) -> list[Path]:
     """Return the outputs of DVC that publishing a run needs and that are not here, or are of another result."""
-    needed = [MODELS / name, EVALUATIONS / name, PREPARED / params.runs[name].dataset]
-    missing = [folder for folder in needed if not folder.is_dir()]
+    prepared = PREPARED / params.runs[name].dataset
+    missing = [folder for folder in (MODELS / name, EVALUATIONS / name, prepared) if not folder.is_dir()]
     facts = _read_run(name)
     if MODELS / name not in missing and facts.get("fingerprint") != fingerprint:
         missing.append(MODELS / name)
-    prepared = PREPARED / params.runs[name].dataset
     if not missing and read_json(prepared / "dataset.json")["content_hash"] != facts["dataset"]:
         missing.append(prepared)  # split anew, and the run is still that of the old split
     return missing

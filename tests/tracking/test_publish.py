@@ -262,20 +262,12 @@ def test_machine_that_began_first_and_ends_last_deletes_what_the_other_has_put_t
     client = store_client(results)
     shutil.rmtree(results.root / "data/evaluations/probe")
     results.add("linear", B)
-    original = client.create_run
 
-    def find_nothing(*_: object) -> None:
-        client.set_tag(later["run_uuid"], "fingerprint", B)
+    def create_long_ago(_: object, experiment: str, name: str, tags: dict[str, str]) -> str:
+        return str(client.create_run(experiment, start_time=1, run_name=name, tags=tags).info.run_id)
 
-    def began_long_ago(experiment: str, run_name: str, tags: dict[str, str]) -> object:
-        return original(experiment, start_time=1, run_name=run_name, tags=tags)
-
-    monkeypatch.setattr(runs, "find", find_nothing)
-    monkeypatch.setattr(
-        runs,
-        "_create",
-        lambda _, e, name, tags: str(began_long_ago(e, name, dict(tags)).info.run_id),  # type: ignore[attr-defined]
-    )
+    monkeypatch.setattr(runs, "find", lambda *_: client.set_tag(later["run_uuid"], "fingerprint", B))
+    monkeypatch.setattr(runs, "_create", create_long_ago)
     assert publish()
     (only,) = results.parents()
     assert only["run_uuid"] != later["run_uuid"]
