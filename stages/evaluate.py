@@ -11,7 +11,10 @@ the choice of test images (of groups, where there are groups) and the spread ove
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +40,9 @@ if TYPE_CHECKING:
 BATCH_BYTES = 64 * 2**20
 """Activations in memory at a time."""
 MOST_SLICES = 30
-"""Values of a column up to which each is looked at alone; with more, few images are left in each."""
+"""Values of a column up to which each is looked at alone; of more, ranges of numbers, and the most frequent words."""
+FEWEST_IMAGES = 10
+"""Test images that a word must have to be looked at alone where there are many."""
 FACTS = ("classes", "family", "kind", "dataset", "features", "fingerprint")
 
 
@@ -124,31 +129,47 @@ def describe(
 ) -> dict[str, Any]:
     """Return the figures of each class, and of the images with each value of the source's columns."""
     images = np.bincount(outcomes.truth, minlength=len(outcomes.classes)).tolist()
-    few, many = {}, []
+    slices, left = [], []
     for column in samples.facts["columns"]:
-        values = samples.table[column].take(rows)
-        count = len(values.unique())
-        if count > MOST_SLICES:
-            many.append({"column": column, "values": count})
-        else:
-            few[column] = values.to_pylist()
+        values = samples.table[column].take(rows).to_pylist()
+        of_each, shown, values_left = into_slices(values)
+        slices += [{"column": column, "value": name, **slice_figures(of_each, name, outcomes)} for name in shown]
+        left += [{"column": column, "values": values_left}] * bool(values_left)
     return {
         "classes": [
             {"class": name, "images": n, **flat(of_classes[name])}
             for name, n in zip(outcomes.classes, images, strict=True)
         ],
-        "slices": [entry for column, values in few.items() for entry in slices(column, values, outcomes)],
-        "not_sliced": many,
+        "slices": slices,
+        "not_sliced": left,
     }
 
 
-def slices(column: str, values: list[Any], outcomes: Outcomes) -> Iterator[dict[str, Any]]:
-    """Yield the figures of the images with each value of a column; those without a value are in no slice."""
-    present = sorted({value for value in values if value is not None})
-    for value, shown in zip(present, names(present), strict=True):
-        mine = outcomes.select(np.array([v == value for v in values]))
-        figures, _ = estimates(mine)
-        yield {"column": column, "value": shown, "images": len(set(mine.samples)), **flat(figures)}
+def into_slices(values: Sequence[Any]) -> tuple[list[str | None], list[str], int]:
+    """Sort images into slices by a column's values: one for each value, or, of many numbers, one for each quarter.
+
+    Returns the slice of each image (None: no value, or a rare word), the slices in order, and how many words have none.
+    """
+    counts = Counter(value for value in values if value is not None and value == value)
+    present = sorted(counts)
+    if len(present) > MOST_SLICES and all(isinstance(value, int | float) for value in present):
+        edges = np.unique(np.quantile(list(counts.elements()), (0, 0.25, 0.5, 0.75, 1))).tolist()
+        limits = names(edges)
+        shown = [f"{low} to {high}" for low, high in pairwise(limits)]
+        of_value = {value: shown[min(bisect_right(edges, value), len(shown)) - 1] for value in present}
+    else:
+        if len(present) > MOST_SLICES:
+            frequent = [value for value, count in counts.most_common() if count >= FEWEST_IMAGES]
+            present = sorted(frequent[:MOST_SLICES])
+        shown = names(present)
+        of_value = dict(zip(present, shown, strict=True))
+    return [of_value.get(value) for value in values], shown, sum(value not in of_value for value in counts)
+
+
+def slice_figures(of_each: Sequence[str | None], name: str, outcomes: Outcomes) -> dict[str, Any]:
+    """Return the figures of the images of a slice."""
+    mine = outcomes.select(np.array([own == name for own in of_each]))
+    return {"images": len(set(mine.samples)), **flat(estimates(mine)[0])}
 
 
 def read_cost(name: str, entry: Run, features: FeatureStore) -> dict[str, Any]:
@@ -170,14 +191,14 @@ def read_cost(name: str, entry: Run, features: FeatureStore) -> dict[str, Any]:
 
 
 def summary(name: str, figures: dict[str, Estimate], details: dict[str, Any]) -> str:
-    """Say in a line how good the run is, and which columns have too many values to be looked at."""
+    """Say in a line how good the run is, and of which columns some values are not looked at alone."""
     parts = []
     for key, title in (("accuracy", "accuracy"), ("auc", "AUC")):
         figure = figures[key]
         interval = "" if figure.low is None else f" ({figure.low:.3f} to {figure.high:.3f})"
         parts.append(f"{title} {'undefined' if figure.value is None else f'{figure.value:.3f}'}{interval}")
-    skipped = [f"{entry['column']} ({entry['values']} values)" for entry in details["not_sliced"]]
-    note = f"; not sliced by {', '.join(skipped)}" if skipped else ""
+    skipped = [f"{entry['values']} values of {entry['column']}" for entry in details["not_sliced"]]
+    note = f"; no slice of their own: {', '.join(skipped)}" if skipped else ""
     return f"{name}: {', '.join(parts)}{note}"
 
 

@@ -136,6 +136,8 @@ class Features(Entry):
     def _check(self) -> Features:
         if self.cut != "pooled" and (self.layers or len(self.image_size) > 1):
             raise ValueError("several layers or sizes can only be put together with cut: pooled")
+        if self.cut == "image" and self.logits:
+            raise ValueError("with cut: image no network is run that could give logits; extract them with cut: pooled")
         for name, values in (("layers", self.layers), ("image_size", self.image_size), ("views", self.all_views)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} names something twice")

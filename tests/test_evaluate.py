@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from sklearn import metrics as reference
 
 from stages.cli import UserError
-from stages.evaluate import evaluate
+from stages.evaluate import evaluate, into_slices
 from stages.files import write_json
 from stages.params import Dataset, Label, Run, Split, Transfer
 from stages.prepare import prepare
@@ -182,19 +183,19 @@ def test_fewer_repeats_than_the_data_set_has_are_scored_alone(samples: Samples) 
     assert record.metrics["images"] == len(samples.part(0, "test"))
 
 
-def test_slices_are_the_images_with_a_value_and_a_column_of_many_values_is_named(
+def test_slices_are_the_images_with_a_value_and_what_has_no_slice_is_said(
     samples: Samples, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate("svm", RUN)
     details = read_record("svm").details
-    assert {entry["column"] for entry in details["slices"]} == {"camera"}
-    assert {"lot", "module"} <= {entry["column"] for entry in details["not_sliced"]}
-    assert "not sliced by" in capsys.readouterr().out
+    assert Counter(entry["column"] for entry in details["slices"]) == {"camera": 2, "lot": 4, "quality": 4}
+    assert details["not_sliced"] == [{"column": "module", "values": CELLS // 3}]
+    assert "; no slice of their own: 40 values of module" in capsys.readouterr().out
     outcomes = read_record("svm").outcomes
     assert isinstance(outcomes, Outcomes)
     camera = dict(zip(samples.table["sample"].to_pylist(), samples.table["camera"].to_pylist(), strict=True))
     right = outcomes.probabilities.argmax(axis=1) == outcomes.truth
-    for entry in details["slices"]:
+    for entry in (entry for entry in details["slices"] if entry["column"] == "camera"):
         mine = np.array([camera[name] == entry["value"] for name in outcomes.samples])
         each = [right[mine & (outcomes.repeats == r)].mean() for r in range(4)]
         assert entry["accuracy"] == pytest.approx(np.mean(each), abs=1e-6)
@@ -204,6 +205,20 @@ def test_slices_are_the_images_with_a_value_and_a_column_of_many_values_is_named
         ]
         assert entry["auc"] == pytest.approx(np.mean(areas), abs=1e-6)
     assert [entry["images"] for entry in details["classes"]] == np.bincount(outcomes.truth).tolist()
+
+
+def test_many_numbers_are_sliced_in_quarters_and_of_many_words_the_frequent_ones_are() -> None:
+    numbers = [None, *map(float, range(100)), 100.0, 100.0, float("nan")]
+    of_each, shown, left = into_slices(numbers)
+    assert shown == ["0 to 25.25", "25.25 to 50.5", "50.5 to 75.75", "75.75 to 100"]  # 102 numbers, two of them equal
+    assert [of_each.count(name) for name in shown] == [26, 25, 25, 26]
+    assert (of_each[0], of_each[-1], of_each[26], of_each[27], left) == (None, None, shown[0], shown[1], 0)
+
+    words = ["often"] * 12 + ["ten"] * 10 + ["nine"] * 9 + [f"once {i}" for i in range(40)]
+    of_each, shown, left = into_slices(words)
+    assert (shown, left) == (["often", "ten"], 41)
+    assert of_each == ["often"] * 12 + ["ten"] * 10 + [None] * 49
+    assert into_slices(words[22:52])[1] == sorted(set(words[22:52]))  # few values: each has a slice
 
 
 def _each(rows: np.ndarray, outcomes: Outcomes) -> list[np.ndarray]:

@@ -234,6 +234,11 @@ def test_features_that_make_no_sense_are_told(tmp_path: Path, keys: str, message
     assert found.startswith(f"features.lite0: {message}")
 
 
+def test_logits_of_a_network_that_does_not_run_are_refused(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, ("image_size: 224", "image_size: 224, cut: image, logits: true"))
+    assert problem.startswith("features.lite0: with cut: image no network is run that could give logits")
+
+
 def test_symmetries_stand_for_all_eight_views(tmp_path: Path) -> None:
     features = read(tmp_path, ("image_size: 224", "image_size: 224, views: [symmetries]")).features["lite0"]
     assert features.all_views == list(SYMMETRIES)

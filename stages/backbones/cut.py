@@ -81,17 +81,22 @@ def split(network: nn.Module, cut: str, image_size: int) -> Split:
     return Split(below, above, tuple(activation.shape[1:]))
 
 
-def taken(network: nn.Module, cut: str, layers: Sequence[str], logits: bool, image_size: int) -> nn.Module:
+def taken(
+    network: nn.Module, cut: str, layers: Sequence[str], logits: bool, image_size: int, only: str | None = None
+) -> nn.Module:
     """Return a module that maps images to a tuple: the output at the cut, or of each layer, pooled; then the logits.
 
     cut : a module whose output is given as it is (B, *shape); or `pooled`, and then `layers` (if any, else `pooled`
     alone) are given as vectors (B, D): of a map the mean over its area, of tokens the class token, where there is one,
     and the mean of those of the patches. Such a layer need not be a place to cut at.
+    only : give this one of these outputs alone.
     Raises UserError for a name that is no module, a cut that `split` refuses, and an output whose axes are not plain.
     """
     names = tuple(layers) if cut == POOLED and layers else (cut,)
     if cut != POOLED:
         split(network, cut, image_size)  # what is stored is to be trained above: refuse now what cannot be
+    if only is not None:
+        names, logits = tuple(name for name in names if name == only), only == LOGITS
     images = random_images(image_size)
     with plain_attention(), torch.no_grad():
         run = _run(network, images, names)

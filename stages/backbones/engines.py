@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     import onnxruntime
     from numpy.typing import NDArray
 
-    from stages.backbones.folding import FromPixels
+    from stages.backbones.folding import Apart, FromPixels
 
     Images = NDArray[np.uint8]
     Outputs = dict[str, NDArray[Any]]
 
-VERSION = "1"
+VERSION = "2"
 """To be raised with every change here, in cut.py or in folding.py that changes a float."""
 
 TOLERANCE = 1e-4
@@ -84,7 +84,7 @@ def open_engine(backbone: Backbone, features: Features, cache: Path | None = Non
     environment that cannot be.
     """
     if features.cut == "image":
-        return _Pixels(features)
+        return _Pixels()
     device = _device()
     runtime = _setting("TRANSFER_ENGINE", ("onnxruntime", "torch")) or ("torch" if device == "cuda" else "onnxruntime")
     if runtime == "torch":
@@ -124,11 +124,7 @@ def _may_have_gpu() -> bool:
 class _Pixels(Engine):
     """cut: image. Nothing is frozen, and the images are what is stored."""
 
-    def __init__(self, features: Features):
-        if features.logits:
-            raise UserError(
-                "logits: with cut: image no network is run that could give them; extract them with cut: pooled"
-            )
+    def __init__(self) -> None:
         self.batch_size, self.calls, self.identity = 64, thread_count(), {"engine": "none"}
 
     def __call__(self, images: Images) -> Outputs:
@@ -146,29 +142,30 @@ class _Frozen(Engine):
         self.names = (*features.all_layers, *(["logits"] if features.logits else []))
         self.lock = Lock()
 
-    def whole(self, size: int) -> FromPixels:
-        """The part below the cut that reads three channels, with nothing folded."""
+    def whole(self, size: int, only: str | None = None) -> FromPixels:
+        """The part below the cut that reads three channels, with nothing folded; `only` for one of its outputs."""
         from stages.backbones.cut import taken
         from stages.backbones.folding import FromPixels
 
         features, facts = self.features, self.backbone.facts
         if features.logits and not facts["classes"]:
             raise UserError(f"logits: {self.backbone.name} has no classifier that gives logits; set logits: false")
-        part = taken(self.backbone.network, features.cut, features.layers, features.logits, size)
+        part = taken(self.backbone.network, features.cut, features.layers, features.logits, size, only)
         return FromPixels(part, facts["mean"], facts["std"])
 
-    def folded(self, whole: FromPixels, size: int, channels: int) -> FromPixels:
+    def folded(self, whole: FromPixels, size: int, channels: int) -> FromPixels | Apart:
         """The same for so many channels, with all folded that folds."""
         from stages.backbones.folding import folded
 
-        return folded(whole, self.backbone.facts["mean"], self.backbone.facts["std"], channels, size)
+        mean, std = self.backbone.facts["mean"], self.backbone.facts["std"]
+        return folded(whole, lambda: [self.whole(size, name) for name in self.names], mean, std, channels, size)
 
 
 def _versions(*packages: str) -> str:
     return ", ".join(f"{package} {version(package)}" for package in packages)
 
 
-def count_operations(part: FromPixels, size: int, channels: int) -> int:
+def count_operations(part: FromPixels | Apart, size: int, channels: int) -> int:
     """Count the multiplications with addition that an image takes in a part of a network."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -176,7 +173,7 @@ def count_operations(part: FromPixels, size: int, channels: int) -> int:
 
     from stages.backbones.cut import plain_attention
 
-    image = torch.zeros(1, channels, size, size, dtype=torch.uint8, device=part.scale.device)
+    image = torch.zeros(1, channels, size, size, dtype=torch.uint8, device=next(part.buffers()).device)
     # The counter knows nothing of attention's fast paths.
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), plain_attention(), sdpa_kernel(SDPBackend.MATH), counter:
@@ -192,7 +189,7 @@ class _Torch(_Frozen):
         import torch
 
         self.device, self.batch_size, self.calls = device, 32, 1
-        self.parts: dict[tuple[int, int], tuple[FromPixels, int]] = {}
+        self.parts: dict[tuple[int, int], tuple[FromPixels | Apart, int]] = {}
         self.low_precision = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         place = f"cuda {torch.cuda.get_device_name()}" if device == "cuda" else f"cpu {platform.machine()}"
         self.identity = {
@@ -220,7 +217,7 @@ class _Torch(_Frozen):
         with self.lock:
             return count_operations(self._part(size, channels)[0], size, channels)
 
-    def _part(self, size: int, channels: int) -> tuple[FromPixels, int]:
+    def _part(self, size: int, channels: int) -> tuple[FromPixels | Apart, int]:
         """The part on its device, and how many images it takes at once."""
         import torch
 
@@ -232,7 +229,7 @@ class _Torch(_Frozen):
             self.parts[size, channels] = part, max(1, min(self.batch_size, self.batch_size * 224**2 // size**2))
         return self.parts[size, channels]
 
-    def _run(self, part: FromPixels, images: Images, batch: int) -> list[NDArray[np.float32]]:
+    def _run(self, part: FromPixels | Apart, images: Images, batch: int) -> list[NDArray[np.float32]]:
         import torch
 
         pixels = torch.from_numpy(_padded(images, batch)).to(self.device, memory_format=torch.channels_last)
@@ -382,7 +379,7 @@ def _run(export: _Export, images: Images) -> list[NDArray[np.float32]]:
     return [o[: len(images)] for o in export.session.run(None, {name: _padded(images, export.batch)})]
 
 
-def _write_onnx(part: FromPixels, shape: tuple[int, ...], path: Path, network: str) -> None:
+def _write_onnx(part: FromPixels | Apart, shape: tuple[int, ...], path: Path, network: str) -> None:
     import torch
 
     try:

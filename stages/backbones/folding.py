@@ -11,7 +11,9 @@ instead of the channels. With h a normalised grey value, channel c is a_c h + b_
 where `1` has to be a channel, too, for a convolution pads with 0 beyond the border, not with 1. Where mean and standard
 deviation are the same for all colours every b is 0, and h is enough.
 
-Neither changes more than rounding does, which is checked on the spot: what does not fold is left as it is.
+Neither changes more than rounding does, which is checked on the spot: what does not fold is left as it is. An output
+has the same bits whatever is taken beside it: where one keeps another from folding (a convolution's own output does,
+for its batch norm), each goes its own way through the network.
 """
 
 from __future__ import annotations
@@ -55,24 +57,57 @@ class FromPixels(nn.Module):
         return cast("tuple[Tensor, ...]", self.part(normalised))
 
 
+class Apart(nn.Module):
+    """Parts of a network that read the same pixels, each by itself: uint8 (B, C, S, S) -> all their outputs."""
+
+    def __init__(self, parts: Sequence[FromPixels]):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Run one part after the other."""
+        return tuple(output for part in self.parts for output in part(images))
+
+
 def folded(
-    whole: FromPixels, mean: Sequence[float], std: Sequence[float], channels: int, image_size: int
-) -> FromPixels:
+    whole: FromPixels,
+    alone: Callable[[], Sequence[FromPixels]],
+    mean: Sequence[float],
+    std: Sequence[float],
+    channels: int,
+    image_size: int,
+) -> FromPixels | Apart:
     """Return a module that gives what `whole` gives for images of 3 or 1 channels, to rounding, with less work.
 
-    mean, std : those of the three colours. What is returned shares with `whole` the tensors that stay as they are.
+    alone : makes a module for each of the outputs of `whole`. mean, std : those of the three colours. What is returned
+    shares with `whole` the tensors that stay as they are.
     """
+    together, how = _fold(whole, mean, std, channels, image_size)
+    if all(how):
+        return together
+    apart = [_fold(part, mean, std, channels, image_size) for part in alone()]
+    return together if all(own == how for _, own in apart) else Apart([part for part, _ in apart])
+
+
+def _fold(
+    whole: FromPixels, mean: Sequence[float], std: Sequence[float], channels: int, image_size: int
+) -> tuple[FromPixels, list[bool]]:
+    """Fold what folds, and say for each way of folding whether it did."""
     noise = random_images(image_size, 1)[:, :channels]
     pixels = (noise * 64 + 128).clamp(0, 255).to(torch.uint8)
     with plain_attention(), torch.no_grad():
-        result, wanted = whole, whole(pixels)
+        result, wanted, how = whole, whole(pixels), []
         for fold in (_without_batch_norm, _for_grey) if channels == 1 else (_without_batch_norm,):
             trial = fold(_copy_of(result), pixels, mean, std)
-            if all(
-                (f - w).abs().max() <= TOLERANCE * w.abs().max() for f, w in zip(trial(pixels), wanted, strict=True)
-            ):
+            if trial is not None and _near(trial(pixels), wanted):
                 result = trial
-    return result
+            how.append(result is trial)
+    return result, how
+
+
+def _near(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> bool:
+    return all((f - w).abs().max() <= TOLERANCE * w.abs().max() for f, w in zip(found, wanted, strict=True))
 
 
 def _copy_of(module: FromPixels) -> FromPixels:
@@ -124,12 +159,12 @@ def _fold_norm(module: nn.Module, convolution: nn.Module, name: str, norm: nn.Mo
     module.set_submodule(name, nn.Sequential(*rest))
 
 
-def _for_grey(module: FromPixels, pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> FromPixels:
-    """Let the convolution that reads the image read grey; the module as it is where no plain one alone reads it."""
+def _for_grey(module: FromPixels, pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> FromPixels | None:
+    """Let the convolution that reads the image read grey; None where no plain one alone reads it."""
     name = _reader(module.part, module, pixels)
     convolution = module.part.get_submodule(name) if name else None
     if not (isinstance(convolution, nn.Conv2d) and _is_plain_convolution(convolution) and convolution.groups == 1):
-        return module
+        return None
     m, s = (torch.tensor(v, dtype=torch.float64) for v in (mean, std))
     a, b = s.mean() / s, (m.mean() - m) / s  # h is normalised by the mean of the means and of the deviations
     weights = [torch.einsum("ocij,c->oij", convolution.weight.double(), v) for v in ((a, b) if b.any() else (a,))]

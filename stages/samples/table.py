@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from stages.samples.labels import Labels
 
 OWN_COLUMNS = ("sample", "image_hash", "pixel_hash", "width", "height", "mode", "group", "label", "target")
-_MOST_SLICES = 100
 
 
 @dataclass(frozen=True)
@@ -153,9 +152,10 @@ def write_samples(
 
 
 def _slices(table: pa.Table) -> list[str]:
-    """Return the source's columns with few enough values to look at each: those that a result can be sliced by."""
-    brought = [c for c in table.column_names if c not in OWN_COLUMNS and not c.startswith("split_")]
-    return [name for name in brought if 2 <= len(table[name].unique()) <= _MOST_SLICES]
+    """Return the columns to slice results by: the source's and the file's, but none whose values are all the same."""
+    own = set(OWN_COLUMNS) - {"width", "height", "mode"}
+    names = [c for c in table.column_names if c not in own and not c.startswith("split_")]
+    return [name for name in names if len(table[name].unique()) > 1]
 
 
 def content_hash(table: pa.Table, classes: Sequence[str]) -> str:

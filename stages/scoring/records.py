@@ -41,7 +41,7 @@ class Record:
     facts : classes, family, kind, dataset, features, fingerprint; of data set and features their content hash
     metrics : FIGURES, each with _low, _high and _sd, None where undefined; repeats, images, groups
     details : {"classes": [{"class", "images", figures}], "slices": [{"column", "value", "images", figures}],
-        "not_sliced": [{"column", "values"}]}
+        "not_sliced": [{"column", "values": how many have no slice of their own}]}
     cost : numbers, None where unknown
     outcomes : the rows, or for many test images the figures with buckets left out; intervals.differences takes both
     """

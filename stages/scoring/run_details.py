@@ -179,8 +179,8 @@ def _hardest(entries: Sequence[dict[str, Any]], figure: str) -> tuple[Sequence[d
 
 
 def _not_sliced(record: Record) -> str:
-    many = [f"{entry['column']} ({entry['values']:,} values)" for entry in record.details["not_sliced"]]
-    return f"Too many values to look at each: {listed(many)}." if many else ""
+    left = [f"{entry['values']:,} of {entry['column']}" for entry in record.details["not_sliced"]]
+    return f"Values with too few images to look at each: {listed(left)}." if left else ""
 
 
 def _with_interval(figures: Mapping[str, Any], name: str) -> str:

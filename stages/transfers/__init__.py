@@ -1,4 +1,4 @@
-"""Kinds of transfer, one file each, found by the `kind` of a run; what several kinds share begins with an underscore.
+"""Kinds of transfer, one file each, found by the `kind` of a run; what several kinds share lies in shared/.
 
 A kind's file holds
 

@@ -18,13 +18,13 @@ import numpy as np
 from pydantic import Field
 
 from stages.params import OneOrMany
-from stages.transfers._shallow import Head, ShallowModel, ShallowParams, fit_shallow, unit_length
+from stages.transfers.shared.shallow import Head, ShallowModel, ShallowParams, fit_shallow, unit_length
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stages.transfers import TrainingData
-    from stages.transfers._shallow import Floats, Indices, Rows, Setting, Singles
+    from stages.transfers.shared.shallow import Floats, Indices, Rows, Setting, Singles
 
 FAMILY = "feature"
 VERSION = 1

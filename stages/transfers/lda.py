@@ -5,7 +5,7 @@ shrinking it towards a sphere mends that, and Ledoit and Wolf's formula says how
 search. Ledoit and Wolf, Journal of Multivariate Analysis 88, 2004.
 
 The posterior of a model with thousands of features is far too sure of itself, so the discriminants go through Platt
-scaling (_platt.py), as margins do.
+scaling (shared/platt.py), as margins do.
 
     runs: {lda: {dataset: cells, features: lite0, transfer: {kind: lda}}}
 """
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from stages.transfers._lda import Discriminants, Shrinkage, shrinkage_field
-from stages.transfers._platt import calibrate
-from stages.transfers._shallow import Linear, ShallowModel, WeightedParams, coordinates, fit_shallow
+from stages.transfers.shared.lda import Discriminants, Shrinkage, shrinkage_field
+from stages.transfers.shared.platt import calibrate
+from stages.transfers.shared.shallow import Linear, ShallowModel, WeightedParams, coordinates, fit_shallow
 
 if TYPE_CHECKING:
     from stages.transfers import TrainingData
-    from stages.transfers._shallow import Floats, Indices, Rows, Setting
+    from stages.transfers.shared.shallow import Floats, Indices, Rows, Setting
 
 FAMILY = "feature"
 VERSION = 1

@@ -16,13 +16,13 @@ import numpy as np
 from pydantic import Field
 
 from stages.params import OneOrMany
-from stages.transfers._lda import Discriminants, Shrinkage, shrinkage_field
-from stages.transfers._platt import out_of_fold
-from stages.transfers._shallow import Linear, ShallowModel, WeightedParams, coordinates, fit_logistic, fit_shallow
+from stages.transfers.shared.lda import Discriminants, Shrinkage, shrinkage_field
+from stages.transfers.shared.platt import out_of_fold
+from stages.transfers.shared.shallow import Linear, ShallowModel, WeightedParams, coordinates, fit_logistic, fit_shallow
 
 if TYPE_CHECKING:
     from stages.transfers import TrainingData
-    from stages.transfers._shallow import Floats, Indices, Rows, Setting
+    from stages.transfers.shared.shallow import Floats, Indices, Rows, Setting
 
 FAMILY = "feature"
 VERSION = 1

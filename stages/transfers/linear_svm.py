@@ -1,7 +1,7 @@
 """A linear support vector machine on frozen features: the widest margin between classes.
 
 It minimises |w|^2 / 2 + C * sum of hinge losses max(0, 1 - y (w x + b)). More than two classes: one against the rest.
-Margins become probabilities by Platt scaling (_platt.py). Cortes and Vapnik, Machine Learning 20, 1995.
+Margins become probabilities by Platt scaling (shared/platt.py). Cortes and Vapnik, Machine Learning 20, 1995.
 
 Up to some ten thousand rows it is solved on the matrix of their inner products, which costs the same for any number of
 features; for more by liblinear, which also penalises the bias (weakly: its constant feature is 10).
@@ -18,8 +18,8 @@ import numpy as np
 from pydantic import Field
 
 from stages.params import OneOrMany
-from stages.transfers._platt import calibrate
-from stages.transfers._shallow import (
+from stages.transfers.shared.platt import calibrate
+from stages.transfers.shared.shallow import (
     Linear,
     ShallowModel,
     WeightedParams,
@@ -28,11 +28,11 @@ from stages.transfers._shallow import (
     inner_products,
     opposite,
 )
-from stages.transfers._svm import MOST_ROWS, machines
+from stages.transfers.shared.svm import MOST_ROWS, machines
 
 if TYPE_CHECKING:
     from stages.transfers import TrainingData
-    from stages.transfers._shallow import Floats, Indices, Rows, Setting
+    from stages.transfers.shared.shallow import Floats, Indices, Rows, Setting
 
 FAMILY = "feature"
 VERSION = 1

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from stages.params import OneOrMany
-from stages.transfers._shallow import Linear, ShallowModel, WeightedParams, coordinates, fit_logistic, fit_shallow
+from stages.transfers.shared.shallow import Linear, ShallowModel, WeightedParams, coordinates, fit_logistic, fit_shallow
 
 if TYPE_CHECKING:
     from stages.transfers import TrainingData
-    from stages.transfers._shallow import Rows, Setting
+    from stages.transfers.shared.shallow import Rows, Setting
 
 FAMILY = "feature"
 VERSION = 1

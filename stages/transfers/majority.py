@@ -14,11 +14,11 @@ import numpy as np
 from pydantic import Field
 
 from stages.params import Transfer
-from stages.transfers._shallow import Head, Normalization, ShallowModel
+from stages.transfers.shared.shallow import Head, Normalization, ShallowModel
 
 if TYPE_CHECKING:
     from stages.transfers import TrainingData
-    from stages.transfers._shallow import Floats, Singles
+    from stages.transfers.shared.shallow import Floats, Singles
 
 FAMILY = "none"
 VERSION = 1

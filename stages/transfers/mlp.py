@@ -19,7 +19,7 @@ from pydantic import Field
 
 from stages.cli import UserError
 from stages.params import OneOrMany
-from stages.transfers._shallow import (
+from stages.transfers.shared.shallow import (
     Head,
     Normalization,
     ShallowModel,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from stages.transfers import TrainingData
-    from stages.transfers._shallow import Floats, Rows, Setting, Singles
+    from stages.transfers.shared.shallow import Floats, Rows, Setting, Singles
 
 FAMILY = "feature"
 VERSION = 1

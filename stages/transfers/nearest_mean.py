@@ -1,7 +1,7 @@
 """Nearest class mean: a sample belongs to the class whose mean feature vector is nearest.
 
 The score of a class is -|x - mean|^2; what all classes share of it drops out, and the rest is linear in x. Scores
-become probabilities by Platt scaling (_platt.py). Class weights have no meaning here, as a class's mean is the same
+become probabilities by Platt scaling (shared/platt.py). Class weights have no meaning here, as a class's mean is the same
 however much the class counts, and are refused. Nothing is chosen and little can go wrong with few samples: Snell,
 Swersky and Zemel, NeurIPS 2017, arXiv:1703.05175, equation 8; Tibshirani et al., PNAS 99, 2002.
 
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from stages.transfers._platt import calibrate
-from stages.transfers._shallow import Linear, ShallowModel, ShallowParams, fit_shallow
+from stages.transfers.shared.platt import calibrate
+from stages.transfers.shared.shallow import Linear, ShallowModel, ShallowParams, fit_shallow
 
 if TYPE_CHECKING:
     from stages.transfers import TrainingData
-    from stages.transfers._shallow import Floats, Indices, Rows, Setting
+    from stages.transfers.shared.shallow import Floats, Indices, Rows, Setting
 
 FAMILY = "feature"
 VERSION = 1

@@ -2,7 +2,7 @@
 
 Its kernel is exp(-gamma |x - x'|^2 / (D v)), with D features of mean variance v, so that gamma 1 suits features of any
 number and scale (scikit-learn's "scale"). More than two classes: one against the rest. Margins become probabilities by
-Platt scaling (_platt.py). Cortes and Vapnik, Machine Learning 20, 1995.
+Platt scaling (shared/platt.py). Cortes and Vapnik, Machine Learning 20, 1995.
 
     runs: {svm: {dataset: cells, features: lite0, transfer: {kind: rbf_svm, C: [1, 10, 100], gamma: [0.5, 1]}}}
 """
@@ -18,12 +18,12 @@ from pydantic import Field
 
 from stages.cli import UserError
 from stages.params import OneOrMany
-from stages.transfers._shallow import Head, ShallowModel, WeightedParams, fit_shallow, free_columns
-from stages.transfers._svm import MOST_ROWS, machines
+from stages.transfers.shared.shallow import Head, ShallowModel, WeightedParams, fit_shallow, free_columns
+from stages.transfers.shared.svm import MOST_ROWS, machines
 
 if TYPE_CHECKING:
     from stages.transfers import TrainingData
-    from stages.transfers._shallow import Floats, Rows, Setting, Singles
+    from stages.transfers.shared.shallow import Floats, Rows, Setting, Singles
 
 FAMILY = "feature"
 VERSION = 1

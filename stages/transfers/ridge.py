@@ -1,7 +1,7 @@
 """Ridge regression on +1 for a sample's class and -1 for the others: linear least squares with a penalty.
 
 It minimises sum of (y - w x - b)^2 + alpha |w|^2 in closed form; the bias is not penalised. Its scores become
-probabilities by Platt scaling (_platt.py). The scores out of fold need no further fit: with the hat matrix H, which
+probabilities by Platt scaling (shared/platt.py). The scores out of fold need no further fit: with the hat matrix H, which
 maps targets to fitted values, a model fitted without the rows F leaves them the residuals (I - H_FF)^-1 r_F.
 Hoerl and Kennard, Technometrics 12, 1970; Cook and Weisberg, Residuals and Influence in Regression, 1982, section 2.2.
 
@@ -17,12 +17,12 @@ import numpy as np
 from pydantic import Field
 
 from stages.params import OneOrMany
-from stages.transfers._platt import folds, platt
-from stages.transfers._shallow import Linear, ShallowModel, WeightedParams, coordinates, fit_shallow
+from stages.transfers.shared.platt import folds, platt
+from stages.transfers.shared.shallow import Linear, ShallowModel, WeightedParams, coordinates, fit_shallow
 
 if TYPE_CHECKING:
     from stages.transfers import TrainingData
-    from stages.transfers._shallow import Floats, Indices, Rows, Setting
+    from stages.transfers.shared.shallow import Floats, Indices, Rows, Setting
 
 FAMILY = "feature"
 VERSION = 1

@@ -241,8 +241,6 @@ def test_images_themselves_pass_without_a_network(tmp_path: Path) -> None:
     images = cells(3, 24, 1)
     assert np.array_equal(engine(images)["image"], images)
     assert engine.operations(24, 1) == 0
-    with pytest.raises(UserError, match="logits: with cut: image no network is run"):
-        open_engine(Backbone(tmp_path, {}), features(cut="image", image_size=24, logits=True), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 def parts(whole: nn.Module, scaling: tuple[list[float], list[float]], channels: int, size: int) -> FromPixels:
-    return folded(FromPixels(taken(whole, "pooled", [], False, size), *scaling), *scaling, channels, size)
+    part = folded(FromPixels(taken(whole, "pooled", [], False, size), *scaling), list, *scaling, channels, size)
+    assert isinstance(part, FromPixels)
+    return part
 
 
 def pooled(whole: nn.Module, images: Tensor, size: int) -> np.ndarray:
@@ -70,12 +72,18 @@ def test_batch_norm_is_gone_where_it_follows_a_convolution_and_stays_elsewhere()
     assert (norms(densenet), norms(parts(densenet, EQUAL, 3, 64))) == (121, 121 - 58 - 1)
 
 
-def test_a_layer_whose_output_is_wanted_is_not_folded_into() -> None:
-    whole, images = network("torchvision", "resnet18"), cells(2, 64, 3)
-    part = FromPixels(taken(whole, "pooled", ["conv1", "layer1"], False, 64), *EQUAL)
-    found = folded(part, *EQUAL, 3, 64)(torch.from_numpy(images))
-    wanted = whole.conv1(normalised(images, *EQUAL)).mean((2, 3))
-    assert far(found[0].numpy(), wanted.numpy()) < 1e-5
+def test_a_layer_whose_output_is_wanted_is_not_folded_into_and_keeps_no_other_from_it() -> None:
+    whole, images = network("torchvision", "resnet18"), torch.from_numpy(cells(2, 64, 3))
+
+    def part(only: str | None) -> FromPixels:
+        return FromPixels(taken(whole, "pooled", ["conv1", "layer1"], False, 64, only), *EQUAL)
+
+    both = folded(part(None), lambda: [part("conv1"), part("layer1")], *EQUAL, 3, 64)(images)
+    wanted = whole.conv1(normalised(images.numpy(), *EQUAL)).mean((2, 3))
+    assert far(both[0].numpy(), wanted.numpy()) < 1e-5
+    alone = folded(part("layer1"), list, *EQUAL, 3, 64)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in alone.modules())
+    assert torch.equal(both[1], alone(images)[0])
 
 
 class Standardised(nn.Conv2d):

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from stages.cli import UserError
-from stages.transfers._shallow import softmax
+from stages.transfers.shared.shallow import softmax
 
 if TYPE_CHECKING:
-    from stages.transfers._shallow import Floats, Indices, Rows
+    from stages.transfers.shared.shallow import Floats, Indices, Rows
 
     Score: TypeAlias = Callable[[Indices, Indices], Floats]
 

@@ -5,8 +5,8 @@ import pytest
 from sklearn.calibration import _sigmoid_calibration
 
 from stages.cli import UserError
-from stages.transfers._platt import deal, folds, platt
-from stages.transfers._shallow import Rows, opposite, softmax
+from stages.transfers.shared.platt import deal, folds, platt
+from stages.transfers.shared.shallow import Rows, opposite, softmax
 
 
 def make_rows(labels: list[int], groups: list[int] | None = None, images: list[int] | None = None) -> Rows:

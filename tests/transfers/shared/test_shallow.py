@@ -6,8 +6,16 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
 from stages.transfers import Part, TrainingData
-from stages.transfers._shallow import Normalization, class_weights, coordinates, grid, inner_products, log_loss, prepare
 from stages.transfers.logistic import Params
+from stages.transfers.shared.shallow import (
+    Normalization,
+    class_weights,
+    coordinates,
+    grid,
+    inner_products,
+    log_loss,
+    prepare,
+)
 from tests.transfers.made_up import fit, take
 
 Data = tuple[TrainingData, Part]

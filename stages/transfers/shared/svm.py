@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.threads import in_threads
-from stages.transfers._platt import calibrate
-from stages.transfers._shallow import free_columns, opposite
+from stages.transfers.shared.platt import calibrate
+from stages.transfers.shared.shallow import free_columns, opposite
 
 if TYPE_CHECKING:
-    from stages.transfers._shallow import Floats, Indices, Rows
+    from stages.transfers.shared.shallow import Floats, Indices, Rows
 
 MOST_ROWS = 20_000
 """The matrix of so many rows has 3.2 GB; solving for more takes hours."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from stages.params import OneOrMany
 
 if TYPE_CHECKING:
-    from stages.transfers._shallow import Floats, Indices
+    from stages.transfers.shared.shallow import Floats, Indices
 
 Shrinkage = OneOrMany[Literal["auto"] | Annotated[float, Field(gt=0, le=1)]]
 

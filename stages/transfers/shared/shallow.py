@@ -131,7 +131,7 @@ def fit_shallow(
     folded : whether `fit_heads` fits on folds; then what they keep whole is among the facts, as it may be images where
     there are groups. Raises UserError for a class weight that names no class.
     """
-    from stages.transfers._platt import deal
+    from stages.transfers.shared.platt import deal
 
     settings = grid(params)
     chosen, choices = 0, []
