@@ -177,7 +177,7 @@ def read_cost(name: str, entry: Run, features: FeatureStore) -> dict[str, Any]:
     extract = read_json(COSTS / "extract" / f"{entry.features}.json")
     train = read_json(COSTS / "finetune" / f"{name}.json")
     return {
-        "operations_per_image": features.facts["operations"],
+        "operations_per_image": features.facts["operations"] + train["operations"],
         "trained_parameters": train["trained_parameters"],
         "feature_bytes": extract["bytes"],
         "extract_seconds": extract["seconds"],

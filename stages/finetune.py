@@ -10,19 +10,25 @@ all samples and is not scored. Each model's folder holds the frozen part too, so
 
 from __future__ import annotations
 
+import shutil
 import time
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from stages.backbones.engines import device
 from stages.cli import UserError, run_stage
-from stages.files import COSTS, MODELS, hash_json, link_or_copy, new_folder, write_json
+from stages.files import COSTS, MODELS, hash_file, hash_json, link_or_copy, new_folder, write_json
 from stages.params import kind_module
 from stages.samples.table import read_samples
 from stages.store.activations import read_features
 from stages.store.cache import core_seconds, peak_memory_bytes
+from stages.store.location import cache_root
 from stages.store.models import write_model
+from stages.threads import thread_count
 from stages.transfers import Part, TrainingData
 
 if TYPE_CHECKING:
@@ -32,7 +38,10 @@ if TYPE_CHECKING:
     from stages.samples.table import Samples
     from stages.store.activations import FeatureStore
     from stages.store.models import Model
+    from stages.transfers.shared.above import Above
 
+CHECKED_BYTES = 64 * 2**20
+"""Activations in memory at a time, where they are only looked through."""
 FROZEN_PART = ("backbone.safetensors", "network.json", "features.json")
 
 
@@ -44,7 +53,7 @@ def finetune(name: str, run: Run) -> None:
     if repeats > samples.repeats:
         raise UserError(f"params.yaml: runs.{name}.repeats is {repeats}: {run.dataset} has {samples.repeats}")
     with new_folder(MODELS / name) as folder:
-        models = []
+        models: list[Model] = []
         for repeat in range(repeats):
             model = _train(name, run, samples, features, repeat, ("train",))
             _write(folder / f"repeat-{repeat}", model, features)
@@ -62,8 +71,11 @@ def finetune(name: str, run: Run) -> None:
         "core_seconds": round(core_seconds() - used, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "trained_parameters": models[0].trained_parameters,
+        "operations": getattr(models[0], "operations", 0),
     }
     write_json(COSTS / "finetune" / f"{name}.json", cost)
+    if _streams(run):
+        shutil.rmtree(_checkpoints(run, samples, features), ignore_errors=True)  # last: a kill costs an epoch, no more
 
 
 def _train(name: str, run: Run, samples: Samples, features: FeatureStore, repeat: int, parts: tuple[str, ...]) -> Model:
@@ -73,20 +85,55 @@ def _train(name: str, run: Run, samples: Samples, features: FeatureStore, repeat
     if len(missing):
         absent = ", ".join(samples.classes[c] for c in missing)
         raise UserError(f"runs.{name}, repeat {repeat}: no sample of {absent} in the training part of {run.dataset}")
-    views = ["identity"] if getattr(run.transfer, "views", None) == "identity" else None
+    method = kind_module("transfers", run.transfer.kind)
+    streams = _streams(run)
+    views = ["identity"] if not streams and getattr(run.transfer, "views", None) == "identity" else None
+    validation = samples.part(repeat, "validation")
     data = TrainingData(
         samples.classes,
-        training=_read(samples, features, rows, views),
-        validation=_read(samples, features, samples.part(repeat, "validation"), views),
+        training=_read(samples, features, rows, views, streams),
+        validation=_read(samples, features, validation, views, streams),
     )
     try:
-        model: Model = kind_module("transfers", run.transfer.kind).fit(run.transfer, data, run.seed)
+        if streams:
+            course = f"repeat-{repeat}-{'-'.join(parts)}"
+            data = _with_network(data, samples, features, _checkpoints(run, samples, features) / course)
+        model: Model = method.fit(run.transfer, data, run.seed)
     except UserError as error:
         raise UserError(f"runs.{name}, repeat {repeat}: {error}") from None
     return model
 
 
-def _read(samples: Samples, features: FeatureStore, rows: NDArray[np.int64], views: list[str] | None) -> Part:
+def _streams(run: Run) -> bool:
+    return bool(getattr(kind_module("transfers", run.transfer.kind), "STREAMS", False))
+
+
+def _with_network(data: TrainingData, samples: Samples, features: FeatureStore, checkpoint: Path) -> TrainingData:
+    """Add what a training above the cut needs."""
+    entry, network = features.facts["entry"], features.facts["network"]
+    recipe = {"network": network, "cut": entry["cut"], "image_size": entry["image_size"][0]}
+
+    def above() -> Above:
+        from stages.backbones.backbone import load_backbone
+        from stages.transfers.shared.above import lying_above
+
+        weights = load_backbone(features.folder, "backbone.safetensors")
+        return lying_above(weights.network, network, recipe["cut"], recipe["image_size"], len(samples.classes))
+
+    return replace(data, above=above, facts=recipe, checkpoint=checkpoint)
+
+
+def _checkpoints(run: Run, samples: Samples, features: FeatureStore) -> Path:
+    """Where trainings keep how far they are: in the private cache, by all that they depend on, the code included."""
+    code = {str(path): hash_file(path) for path in sorted(Path(__file__).parent.glob("transfers/**/*.py"))}
+    machine = [version("torch"), device(), thread_count()]
+    key = hash_json([_inputs(run, samples, features), features.facts["engine"], code, machine])
+    return cache_root() / "trainings" / key
+
+
+def _read(
+    samples: Samples, features: FeatureStore, rows: NDArray[np.int64], views: list[str] | None, streams: bool
+) -> Part:
     """Read some samples; raises UserError for samples without features, or with features that are no numbers."""
     names, hashes, groups = samples.table["sample"].to_pylist(), samples.image_hashes, samples.groups
     at = features.rows([hashes[row] for row in rows])
@@ -96,9 +143,17 @@ def _read(samples: Samples, features: FeatureStore, rows: NDArray[np.int64], vie
             f"{features.folder} lacks {len(absent)} of {len(rows)} images of {samples.name}, "
             f"the first is {names[rows[absent[0]]]}: run `dvc repro`, so that both are of the same images"
         )
-    activations = features.read(at, views)
-    _check_finite(activations, features.folder, [names[row] for row in rows], views or features.views)
     own = None if groups is None else [groups[row] for row in rows]
+    own_names = [names[row] for row in rows]
+    if streams:
+        step = max(1, CHECKED_BYTES // (4 * len(features.views) * int(np.prod(features.shape))))
+        for i in range(0, len(at), step):
+            _check_finite(features.read(at[i : i + step]), features.folder, own_names[i : i + step], features.views)
+        # It is read like an array by those that stream, and they are the only ones to see it.
+        stored = cast("NDArray[np.float32]", features.stored(at))
+        return Part(stored, samples.labels[rows], samples.targets[rows], own)
+    activations = features.read(at, views)
+    _check_finite(activations, features.folder, own_names, views or features.views)
     return Part(activations, samples.labels[rows], samples.targets[rows], own)
 
 
@@ -121,20 +176,24 @@ def _write(folder: Path, model: Model, features: FeatureStore) -> None:
         link_or_copy(features.folder / file, folder / file)
 
 
-def _facts(run: Run, samples: Samples, features: FeatureStore, models: list[Model]) -> dict[str, Any]:
-    """Return what run.json says. The names of run, data set and features are not in it: same inputs, same bytes."""
-    network, module = features.facts["network"], kind_module("transfers", run.transfer.kind)
-    # Random weights and pixels carry nothing over from another task, whatever is trained on them.
-    untaught = network["origin"] == "random" or features.facts["entry"]["cut"] == "image"
-    inputs = {
+def _inputs(run: Run, samples: Samples, features: FeatureStore) -> dict[str, Any]:
+    return {
         "transfer": run.transfer.model_dump(mode="json"),
         "dataset": samples.facts["content_hash"],
         "features": features.facts["content_hash"],
         "weights_hash": features.facts["weights_hash"],
         "seed": run.seed,
-        "repeats": len(models),
-        "final": run.final,
     }
+
+
+def _facts(run: Run, samples: Samples, features: FeatureStore, models: list[Model]) -> dict[str, Any]:
+    """Return what run.json says. The names of run, data set and features are not in it: same inputs, same bytes."""
+    network, module = features.facts["network"], kind_module("transfers", run.transfer.kind)
+    # Random weights carry nothing over from another task, nor do pixels to a method that takes no weights.
+    untaught = network["origin"] == "random" or (
+        features.facts["entry"]["cut"] == "image" and module.FAMILY == "feature"
+    )
+    inputs = {**_inputs(run, samples, features), "repeats": len(models), "final": run.final}
     versions = {"method": module.VERSION, "preprocessing": features.facts["preprocessing_version"]}
     return {
         "fingerprint": hash_json({**inputs, "versions": versions}),

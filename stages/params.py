@@ -56,6 +56,10 @@ class Label(Entry):
     threshold: float | None = Field(
         None, description="makes two classes of a number: below the threshold, and at least the threshold"
     )
+    soft: str | None = Field(
+        None,
+        description="column with the probability of the second of two classes, for transfers that train on soft labels",
+    )
 
 
 class Split(Entry):
@@ -401,6 +405,9 @@ def _references(params: Params) -> Iterator[tuple[str, str]]:
             )
         if run.repeats is not None and run.repeats > dataset.split.repeats:
             yield f"params.yaml: runs.{name}.repeats is {run.repeats}: {run.dataset} has {dataset.split.repeats}", ""
+        problem = getattr(kind_module("transfers", run.transfer.kind), "problem", None)
+        if problem is not None and (reason := problem(run.transfer, features, dataset)):
+            yield f"params.yaml: runs.{name}: {reason}", ""
     for dataset_name, run_name in params.compare.references.items():
         place = f"compare.references.{dataset_name}"
         yield from _wrong(place, dataset_name, params.datasets, "is no data set")

@@ -42,7 +42,8 @@ def prepare(name: str, entry: Dataset) -> None:
     where = f"datasets.{name}"
     images = read_images(entry.images)
     check_columns(images, entry, where)
-    labels = make_labels(images.table[entry.label.column], entry.label, where)
+    soft = images.table[entry.label.soft] if entry.label.soft else None
+    labels = make_labels(images.table[entry.label.column], entry.label, where, soft)
     brought = read_parts(images.table[entry.split.column], entry.split.column, where) if entry.split.column else None
     with new_folder(PREPARED / name) as folder:
         checked = check_images(images, folder / "thumbnails.parquet")
@@ -51,7 +52,7 @@ def prepare(name: str, entry: Dataset) -> None:
         if not len(rows):
             raise UserError(f"data/raw/{entry.images}: no image can be used; the first of {len(images)}: {reasons[0]}")
         source, checked = images.samples.take(rows), [checked[row] for row in rows]
-        labels = Labels(labels.classes, labels.index[rows])
+        labels = labels.take(rows)
         groups = group_names(source, entry.group)
         parts = divide(source, checked, labels, groups, None if brought is None else brought[rows], entry, where)
         table = samples_table(source, checked, labels, groups, parts)
@@ -72,6 +73,7 @@ def prepare(name: str, entry: Dataset) -> None:
 def check_columns(images: Images, entry: Dataset, where: str) -> None:
     """Raise UserError for a column that the images do not have, or that has a name which samples.parquet needs."""
     named = {"label.column": entry.label.column, "group": entry.group, "split.column": entry.split.column}
+    named["label.soft"] = entry.label.soft
     named |= {f"split.stratify.{number}": column for number, column in enumerate(entry.split.stratify)}
     wrong = [
         f"params.yaml: {where}.{key}: {entry.images} brings no column {column}; {suggest(column, images.columns)}"

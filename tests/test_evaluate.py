@@ -110,7 +110,7 @@ def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Samples:
     write_json(Path("data/models/svm/run.json"), RUN_FACTS)
     both = {"seconds": 2.5, "core_seconds": 4.0, "peak_memory_bytes": 10**8}
     write_json(Path("data/costs/extract/plain.json"), {**both, "images_per_second": 48.0, "bytes": 480})
-    write_json(Path("data/costs/finetune/svm.json"), {**both, "trained_parameters": 2})
+    write_json(Path("data/costs/finetune/svm.json"), {**both, "trained_parameters": 2, "operations": 1000})
     return prepared
 
 

@@ -69,16 +69,47 @@ def split(network: nn.Module, cut: str, image_size: int) -> Split:
         activation = below(images)
         if activation.shape[0] != len(images):
             raise UserError(f"cut: {cut}: its output has not one entry per image; {_others(network, cut, image_size)}")
-        above = _part(network, traced.graph, upper, traced.end, start=at)
-        version = activation._version
-        above(activation)
-        if activation._version != version:  # it works in place: give it a copy, or it spoils what is stored
-            above = _part(network, traced.graph, upper, traced.end, start=at, copy=True)
+        above = _above(network, traced, traced.end, at, activation)
         if not torch.equal(above(below(images)), run.logits):
             raise UserError(
                 f"cut: {cut}: the parts do not compute what the whole does; {_others(network, cut, image_size)}"
             )
     return Split(below, above, tuple(activation.shape[1:]))
+
+
+def body(network: nn.Module, cut: str, image_size: int) -> tuple[nn.Module, int]:
+    """Return what lies between a cut and the last linear layer, (B, *shape) -> what that reads (B, D), and D.
+
+    It shares its modules with the network, and is in eval mode. Raises UserError as `split` does, and when the logits
+    do not come from one linear layer.
+    """
+    if cut not in (IMAGE, POOLED):
+        split(network, cut, image_size)
+    images, names = random_images(image_size), (POOLED,) if cut == IMAGE else (cut, POOLED)
+    with plain_attention(), torch.no_grad():
+        run = _run(network, images, names)
+        traced = _trace(network, names, run)
+        # A network without a classifier ends in what one would read.
+        end = traced.end if run.classifier is None else cast("fx.Node", traced.outputs[run.classifier].args[0])
+        at = next(n for n in traced.graph.nodes if n.op == "placeholder") if cut == IMAGE else traced.node(cut)
+        activation = images if cut == IMAGE else _part(network, traced.graph, _reach([at]), at)(images)
+        part = _above(network, traced, end, at, activation)
+        pooled = cast("Tensor", run.pooled)
+        if not torch.equal(part(activation), pooled):
+            raise UserError(f"cut: {cut}: what lies above it does not compute what the network does; name another")
+    return part, pooled.shape[1]
+
+
+def _above(network: nn.Module, traced: _Traced, end: fx.Node, at: fx.Node, activation: Tensor) -> fx.GraphModule:
+    """Make a module of what lies between two nodes, which leaves the activation that it is given as it is."""
+    upper = _reach([end], stop=at)
+    above = _part(network, traced.graph, upper, end, start=at)
+    trial = activation.clone()
+    version = trial._version
+    above(trial)
+    if trial._version == version:
+        return above
+    return _part(network, traced.graph, upper, end, start=at, copy=True)  # it works in place: give it a copy
 
 
 def taken(

@@ -85,11 +85,11 @@ def open_engine(backbone: Backbone, features: Features, cache: Path | None = Non
     """
     if features.cut == "image":
         return _Pixels()
-    device = _device()
-    runtime = _setting("TRANSFER_ENGINE", ("onnxruntime", "torch")) or ("torch" if device == "cuda" else "onnxruntime")
+    place = device()
+    runtime = _setting("TRANSFER_ENGINE", ("onnxruntime", "torch")) or ("torch" if place == "cuda" else "onnxruntime")
     if runtime == "torch":
-        return _Torch(backbone, features, device)
-    if device == "cuda":
+        return _Torch(backbone, features, place)
+    if place == "cuda":
         raise UserError(
             "TRANSFER_ENGINE is onnxruntime: on a GPU only torch runs; set TRANSFER_DEVICE=cpu, or unset it"
         )
@@ -103,7 +103,8 @@ def _setting(name: str, allowed: tuple[str, ...]) -> str | None:
     return value
 
 
-def _device() -> str:
+def device() -> str:
+    """Return where networks run, cpu or cuda; raises UserError where the environment wants what is not there."""
     chosen = _setting("TRANSFER_DEVICE", ("cpu", "cuda"))
     if chosen == "cpu" or (chosen is None and not _may_have_gpu()):
         return "cpu"

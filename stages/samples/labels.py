@@ -25,22 +25,47 @@ class Labels:
 
     classes : sorted names; for numbers ascending; of two the last is the positive one.
     index : (images,) int64, a class of each image; -1 where the source gives none.
+    soft : (images,) the probability of the second of two classes, NaN where the source gives none; None without any
     """
 
     classes: list[str]
     index: NDArray[np.int64]
+    soft: NDArray[np.float32] | None = None
+
+    def take(self, rows: NDArray[np.int64]) -> Labels:
+        """Return the labels of some images."""
+        return Labels(self.classes, self.index[rows], None if self.soft is None else self.soft[rows])
 
     def targets(self) -> NDArray[np.float32]:
-        """Return the labels as (images, classes): 1 for the image's class, else 0."""
-        return np.eye(len(self.classes), dtype=np.float32)[self.index]
+        """Return the labels as (images, classes): 1 for the image's class, else 0; or its probability of each."""
+        hard = np.eye(len(self.classes), dtype=np.float32)[self.index]
+        if self.soft is None:
+            return hard
+        return np.where(np.isnan(self.soft)[:, None], hard, np.stack([1 - self.soft, self.soft], axis=1))
 
 
-def make_labels(column: pa.ChunkedArray, label: Label, where: str) -> Labels:
+def make_labels(column: pa.ChunkedArray, label: Label, where: str, soft: pa.ChunkedArray | None = None) -> Labels:
     """Make classes of a column's values.
 
-    where : the entry in params.yaml, for messages ("datasets.cells").
-    Raises UserError when a threshold meets words, and when fewer than two classes come out.
+    where : the entry in params.yaml, for messages ("datasets.cells"). soft : the column of probabilities.
+    Raises UserError when a threshold meets words, when fewer than two classes come out, and for probabilities that are
+    none or of more than two classes.
     """
+    labels = _make_labels(column, label, where)
+    if soft is None:
+        return labels
+    if len(labels.classes) != 2:
+        raise UserError(f"params.yaml: {where}.label.soft needs two classes, here are {len(labels.classes)}")
+    values = [math.nan if _is_absent(value) else value for value in soft.to_pylist()]
+    wrong = next((v for v in values if not isinstance(v, int | float) or not (math.isnan(v) or 0 <= v <= 1)), None)
+    if wrong is not None:
+        raise UserError(
+            f"params.yaml: {where}.label.soft: the column {label.soft} holds {wrong!r}, which is no probability"
+        )
+    return Labels(labels.classes, labels.index, np.array(values, np.float32))
+
+
+def _make_labels(column: pa.ChunkedArray, label: Label, where: str) -> Labels:
     values = [None if _is_absent(value) else value for value in column.to_pylist()]
     if label.threshold is not None:
         labels = _cut(values, label.column, label.threshold, where)

@@ -178,8 +178,13 @@ class FeatureStore:
             if view not in self.views:
                 raise UserError(f"{self.folder}: the view {view} is not stored; stored: {', '.join(self.views)}")
         at = None if views is None or list(views) == self.views else [self.views.index(view) for view in views]
-        width = len(self.views if at is None else at)
-        return self._gather("activations", self.facts["rows_per_file"], rows, (width, *self.shape), at)
+        if at is None:
+            return self._gather("activations", rows, (len(self.views), *self.shape))
+        return self._gather("activations", rows, (len(at), *self.shape), np.array(at))
+
+    def stored(self, rows: npt.ArrayLike) -> StoredRows:
+        """Return activations (n, views, *shape) of n rows to be read little by little, when they are asked for."""
+        return StoredRows(self, np.asarray(rows, np.int64).reshape(-1))
 
     def logits(self, rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Return the source classifier's outputs (n, classes): of the view identity, at the first image size.
@@ -188,11 +193,13 @@ class FeatureStore:
         """
         if not self.facts.get("logits"):
             raise UserError(f"{self.folder}: the source classifier's outputs are not stored; set logits: true")
-        return self._gather("logits", self.facts["logits_per_file"], rows, (self.facts["logits"],), None)
+        return self._gather("logits", rows, (self.facts["logits"],))
 
     def _gather(
-        self, stem: str, rows_per_file: int, rows: npt.ArrayLike, shape: tuple[int, ...], at: list[int] | None
+        self, stem: str, rows: npt.ArrayLike, shape: tuple[int, ...], views: npt.NDArray[np.int64] | None = None
     ) -> npt.NDArray[np.float32]:
+        """Read rows: all that is stored of each, or some views (v,) of all, or of each row a view of its own (n, 1)."""
+        rows_per_file = int(self.facts["rows_per_file" if stem == "activations" else "logits_per_file"])
         wanted = np.asarray(rows, np.int64).reshape(-1)
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
             raise IndexError(f"{self.folder}: rows go from 0 to {len(self) - 1}")
@@ -201,7 +208,10 @@ class FeatureStore:
         for number in np.unique(numbers):
             here = np.nonzero(numbers == number)[0]
             source, inside = self._open(stem, int(number)), wanted[here] - number * rows_per_file
-            result[here] = source[inside] if at is None else source[inside[:, None], at]
+            if views is None:
+                result[here] = source[inside]
+            else:
+                result[here] = source[inside[:, None], views if views.ndim == 1 else views[here]]
         return result
 
     def _open(self, stem: str, number: int) -> Array:
@@ -212,6 +222,21 @@ class FeatureStore:
             except (OSError, ValueError) as error:
                 raise UserError(f"{path} cannot be read ({error}): run `dvc checkout` or `dvc repro`") from None
         return self._files[path.name]
+
+
+class StoredRows:
+    """Some rows of a folder of features, read when they are asked for: `stored[rows, views]` is (k, *shape)."""
+
+    def __init__(self, store: FeatureStore, rows: npt.NDArray[np.int64]) -> None:
+        self._store, self._rows = store, rows
+        self.shape: tuple[int, ...] = (len(rows), len(store.views), *store.shape)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, where: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+        rows, views = where
+        return self._store._gather("activations", self._rows[rows], (1, *self._store.shape), views[:, None])[:, 0]
 
 
 def read_features(name: str | Path) -> FeatureStore:

@@ -7,25 +7,47 @@ A kind's file holds
     Params    its keys in params.yaml
     fit       (params, data, seed) -> model: trains on the training part, chooses on the validation part
     load      (facts, arrays) -> model: the same model from what it has saved
+    problem   where needed: (params, features, dataset) -> why these entries of params.yaml do not go together, or None
+    STREAMS   True where `fit` reads activations batch by batch while it trains; else they are all in memory
 
 A model is what `stages.store.models.Model` says. A kind's file imports no large library before `fit` is called.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
+
+    from stages.transfers.shared.above import Above
+
+
+class Activations(Protocol):
+    """Activations (n, views, *shape), in memory or on disk: an array, or what is read like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """All of (n, views, *shape)."""
+
+    def __len__(self) -> int:
+        """Return n."""
+
+    def __getitem__(self, where: tuple[NDArray[np.int64], NDArray[np.int64]], /) -> NDArray[np.float32]:
+        """Return (k, *shape) for k rows and the view of each."""
 
 
 @dataclass(frozen=True)
 class Part:
     """The samples of one part of a split.
 
-    activations : (n, views, *shape at the cut), the view identity first
+    activations : (n, views, *shape at the cut), the view identity first; a kind that streams reads them by
+        activations[rows, views]
     labels : (n,) the class of each sample, as an index
     targets : (n, classes) how much each belongs to each class
     groups : (n,) names of what must stay together, or None where the data set has no groups
@@ -39,8 +61,16 @@ class Part:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a kind of transfer may see; the test part is not among it."""
+    """What a kind of transfer may see; the test part is not among it.
+
+    above : makes the part of the network above the cut anew, with a head for the classes
+    facts : how that part is built again
+    checkpoint : where a long training keeps how far it is
+    """
 
     classes: list[str]
     training: Part
     validation: Part
+    above: Callable[[], Above] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Path | None = None

@@ -8,17 +8,15 @@ smaller C, the simpler the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from stages.params import OneOrMany
-from stages.transfers.shared.shallow import Linear, ShallowModel, WeightedParams, coordinates, fit_logistic, fit_shallow
+from stages.transfers.shared.shallow import Linear, ShallowModel, WeightedParams, fit_shallow, logistic_heads
 
 if TYPE_CHECKING:
     from stages.transfers import TrainingData
-    from stages.transfers.shared.shallow import Rows, Setting
 
 FAMILY = "feature"
 VERSION = 1
@@ -38,10 +36,4 @@ load = Linear.load
 
 def fit(params: Params, data: TrainingData, seed: int) -> ShallowModel:
     """Fit on feature vectors; raises UserError for a class weight that names no class."""
-    return fit_shallow(params, data, seed, _heads)
-
-
-def _heads(rows: Rows, settings: Sequence[Setting], seed: int) -> list[Linear]:
-    features, back = coordinates(rows.features)
-    fitted = fit_logistic(features, rows, [setting["C"] for setting in settings], seed)
-    return [Linear(back(weight), bias) for weight, bias in fitted]
+    return fit_shallow(params, data, seed, logistic_heads)

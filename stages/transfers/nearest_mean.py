@@ -1,8 +1,8 @@
 """Nearest class mean: a sample belongs to the class whose mean feature vector is nearest.
 
 The score of a class is -|x - mean|^2; what all classes share of it drops out, and the rest is linear in x. Scores
-become probabilities by Platt scaling (shared/platt.py). Class weights have no meaning here, as a class's mean is the same
-however much the class counts, and are refused. Nothing is chosen and little can go wrong with few samples: Snell,
+become probabilities by Platt scaling (shared/platt.py). Class weights have no meaning here, as a class's mean is the
+same however much the class counts, and are refused. Nothing is chosen and little can go wrong with few samples: Snell,
 Swersky and Zemel, NeurIPS 2017, arXiv:1703.05175, equation 8; Tibshirani et al., PNAS 99, 2002.
 
     runs: {nearest-mean: {dataset: cells, features: lite0, transfer: {kind: nearest_mean}}}

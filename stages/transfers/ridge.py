@@ -1,8 +1,8 @@
 """Ridge regression on +1 for a sample's class and -1 for the others: linear least squares with a penalty.
 
 It minimises sum of (y - w x - b)^2 + alpha |w|^2 in closed form; the bias is not penalised. Its scores become
-probabilities by Platt scaling (shared/platt.py). The scores out of fold need no further fit: with the hat matrix H, which
-maps targets to fitted values, a model fitted without the rows F leaves them the residuals (I - H_FF)^-1 r_F.
+probabilities by Platt scaling (shared/platt.py). The scores out of fold need no further fit: with the hat matrix H,
+which maps targets to fitted values, a model fitted without the rows F leaves them the residuals (I - H_FF)^-1 r_F.
 Hoerl and Kennard, Technometrics 12, 1970; Cook and Weisberg, Residuals and Influence in Regression, 1982, section 2.2.
 
     runs: {ridge: {dataset: cells, features: lite0, transfer: {kind: ridge, alpha: [100, 1000, 10000]}}}

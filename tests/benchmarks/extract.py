@@ -1,10 +1,10 @@
 """How fast extract is, and how much memory it takes, as Markdown for docs/benchmarks.md.
 
-    python -m tests.benchmarks.extract [speed] [memory] [limit]        all three when none is named: about 15 minutes
+    python -m tests.benchmarks.extract [speed] [memory] [limit]        all three when none is named: about 20 minutes
 
 speed    The whole stage as a process against the obvious loop as a process: the same 2,624 cells and network, in pairs,
          one after the other. Seconds swing with what else the machine does, core seconds less.
-memory   The stage's peak memory for 2,000 and for 20,000 images.
+memory   The stage's peak memory for 2,000, 20,000 and 100,000 images.
 limit    The frozen forward alone, as a share of what the machine's f32 matrix product allows.
 """
 
@@ -39,7 +39,7 @@ from stages.threads import thread_count
 from tests.conftest import ROOT, cell_files
 
 PAIRS = 3
-COUNTS = (2_000, 20_000)
+COUNTS = (2_000, 20_000, 100_000)
 PARAMS = """\
 downloads:
   cells: {source: elpv, path: .}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from stages.params import kind_module
 from stages.transfers import Part, TrainingData
 
-WIDTH, VIEWS = 24, 2
+WIDTH, VIEWS = 64, 2  # test_vit's width, too: kinds that train a network train its classifier here, cut at pooled
+NETWORK = {"library": "timm", "network": "test_vit", "classes": 1000, "mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 def make_data(classes: list[str], apart: float = 1.5, test: int = 120, width: int = WIDTH) -> tuple[TrainingData, Part]:
@@ -32,7 +34,24 @@ def make_data(classes: list[str], apart: float = 1.5, test: int = 120, width: in
 def fit(kind: str, data: TrainingData, seed: int = 0, **keys: Any) -> Any:
     """Fit a kind of transfer as finetune does, with some keys of params.yaml."""
     module = kind_module("transfers", kind)
+    if getattr(module, "STREAMS", False) and data.above is None:
+        data = with_network(data, NETWORK, "pooled", 160)
     return module.fit(module.Params.model_validate({"kind": kind, **keys}), data, seed)
+
+
+def with_network(data: TrainingData, network: dict[str, Any], cut: str, image_size: int, **more: Any) -> TrainingData:
+    """Let data be trained on above a cut of a network with random weights, as finetune does."""
+    import torch
+
+    from stages.transfers.shared.above import built_above
+
+    def above() -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return built_above(network, cut, image_size, len(data.classes))
+
+    facts = {"network": network, "cut": cut, "image_size": image_size}
+    return replace(data, above=above, facts=facts, **more)
 
 
 def take(part: Part, rows: Any, views: slice = slice(None)) -> Part:

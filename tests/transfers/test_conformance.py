@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,13 @@ from stages.cli import UserError
 from stages.params import kind_module, kinds
 from stages.store.models import read_model, write_model
 from stages.transfers import Part, TrainingData
+from stages.transfers.shared.shallow import ShallowParams
 from tests.transfers.made_up import fit, make_data, take
 
 KINDS = kinds("transfers")
 LEARNING = [kind for kind in KINDS if kind != "majority"]
+SHALLOW = [kind for kind in LEARNING if issubclass(kind_module("transfers", kind).Params, ShallowParams)]
+TRAINED = [kind for kind in LEARNING if kind not in SHALLOW]  # networks above a cut, in torch
 WEIGHTED = [kind for kind in KINDS if "class_weight" in kind_module("transfers", kind).Params.model_fields]
 LISTS = {
     "logistic": {"C": [0.01, 1.0]},
@@ -40,13 +44,15 @@ def saved(model: Any, folder: Path) -> dict[str, bytes]:
 
 
 def test_every_kind_is_covered() -> None:
-    assert {*LISTS, "majority"} == set(KINDS)
+    assert {*LISTS, "majority"} == {*SHALLOW, "majority"}
+    assert all(kind_module("transfers", kind).STREAMS for kind in TRAINED)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_says_its_family_and_version(kind: str) -> None:
     module = kind_module("transfers", kind)
-    assert ("none" if kind == "majority" else "feature") == module.FAMILY
+    family = {"majority": "none"}.get(kind, "parameter" if kind in TRAINED else "feature")
+    assert family == module.FAMILY
     assert isinstance(module.VERSION, int)
 
 
@@ -68,8 +74,10 @@ def test_saved_and_loaded_predicts_the_same_bits(kind: str, three_classes: Data,
     assert (loaded.chosen, loaded.trained_parameters) == (model.chosen, model.trained_parameters)
 
 
-@pytest.mark.parametrize("views", ["mean", "identity", "all"])
-@pytest.mark.parametrize("kind", LEARNING)
+@pytest.mark.parametrize(
+    ("kind", "views"),
+    [*itertools.product(SHALLOW, ["mean", "identity", "all"]), *itertools.product(TRAINED, ["identity", "all"])],
+)
 def test_probabilities_sum_to_one_and_none_is_zero(
     kind: str, views: str, two_classes: Data, three_classes: Data
 ) -> None:
@@ -110,7 +118,7 @@ def test_a_sample_is_predicted_the_same_alone_and_among_others(kind: str, three_
     assert model.predict_proba(test.activations[:0]).shape == (0, 3)
 
 
-@pytest.mark.parametrize("kind", LEARNING)
+@pytest.mark.parametrize("kind", SHALLOW)
 def test_what_the_folds_keep_whole_is_a_recorded_fact(kind: str, two_classes: Data) -> None:
     """Groups as a rule; images where a class lies in a single group."""
 
@@ -129,7 +137,7 @@ def test_unknown_keys_are_refused(kind: str) -> None:
         kind_module("transfers", kind).Params.model_validate({"kind": kind, "regularisation": 1.0})
 
 
-@pytest.mark.parametrize("kind", LEARNING)
+@pytest.mark.parametrize("kind", SHALLOW)
 def test_lists_are_chosen_from_by_log_loss_on_validation(kind: str, three_classes: Data) -> None:
     data, _ = three_classes
     model = fit(kind, data, **LISTS[kind], refit=False)
@@ -143,7 +151,7 @@ def test_lists_are_chosen_from_by_log_loss_on_validation(kind: str, three_classe
     assert -np.log(own).mean() == pytest.approx(min(losses), rel=1e-9)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in LEARNING if kind != "mlp"])
+@pytest.mark.parametrize("kind", [kind for kind in SHALLOW if kind != "mlp"])
 def test_what_is_chosen_is_fitted_again_with_the_validation_part(kind: str, three_classes: Data) -> None:
     data, test = three_classes
     parts = (data.training, data.validation)
@@ -158,7 +166,7 @@ def test_what_is_chosen_is_fitted_again_with_the_validation_part(kind: str, thre
     assert np.array_equal(chosen.predict_proba(test.activations), expected.predict_proba(test.activations))
 
 
-@pytest.mark.parametrize("kind", LEARNING)
+@pytest.mark.parametrize("kind", SHALLOW)
 def test_one_stored_view_is_the_same_whatever_is_done_with_views(kind: str, two_classes: Data) -> None:
     data, test = two_classes
     only = slice(0, 1)
@@ -179,9 +187,11 @@ def logit(model: Any, test: Part) -> Any:
 def test_a_class_of_weight_two_is_that_class_twice(kind: str) -> None:
     """Scores must agree up to slope and shift: how samples are dealt into the folds of Platt scaling may differ."""
     data, test = make_data(["sound", "broken"], apart=0.2)
-    # One step an epoch and no dropout: then the perceptron sees the same loss, too.
-    keys = {"mlp": {"batch_size": 1000, "dropout": 0.0, "learning_rate": 0.01}}.get(kind, {})
-    keys |= {key: value[1] for key, value in LISTS[kind].items() if isinstance(value, list) and kind != "mlp"}
+    # One step an epoch, and nothing random: then a network sees the same loss, too.
+    keys: dict[str, Any] = {"mlp": {"batch_size": 1000, "dropout": 0.0, "learning_rate": 0.01}}.get(kind, {})
+    if kind in TRAINED:
+        keys = {"batch_size": 1000, "views": "identity", "start": "zero", "learning_rate": 0.01}
+    keys |= {key: value[1] for key, value in LISTS.get(kind, {}).items() if isinstance(value, list) and kind != "mlp"}
 
     def twice(part: Part) -> Part:
         return take(part, [*range(len(part.labels)), *np.flatnonzero(part.labels == 1)])
@@ -192,7 +202,7 @@ def test_a_class_of_weight_two_is_that_class_twice(kind: str) -> None:
     unweighted = logit(fit(kind, data, **keys), test)
     assert np.corrcoef(weighted, expected)[0, 1] > 1 - 1e-5
     assert np.corrcoef(unweighted, expected)[0, 1] < 1 - 1e-4
-    if kind in ("logistic", "mlp"):
+    if kind in ("logistic", "mlp", *TRAINED):
         np.testing.assert_allclose(weighted, expected, atol=2e-3)
 
 
@@ -206,10 +216,11 @@ def test_weights_auto_make_rare_classes_count_as_much_as_frequent_ones(kind: str
     rare = TrainingData(data.classes, thinned(data.training), thinned(data.validation))
     counts = np.bincount(np.concatenate([rare.training.labels, rare.validation.labels]))
     weights = {name: counts.sum() / (2 * n) for name, n in zip(data.classes, counts.tolist(), strict=True)}
-    keys = {} if kind == "mlp" else {k: v[0] for k, v in LISTS[kind].items()}
+    by_epochs = kind in ("mlp", *TRAINED)
+    keys = {} if by_epochs else {k: v[0] for k, v in LISTS[kind].items()}
     auto = fit(kind, rare, class_weight="auto", **keys).predict_proba(test.activations)
     named = fit(kind, rare, class_weight=weights, **keys).predict_proba(test.activations)
-    if kind == "mlp":  # its weights on training alone, where the epoch is chosen, are a little different
+    if by_epochs:  # the weights on training alone, where the epoch is chosen, are a little different
         np.testing.assert_allclose(auto, named, atol=0.05)
     else:
         assert np.array_equal(auto, named)
@@ -228,14 +239,14 @@ def test_kinds_to_which_class_weights_mean_nothing_refuse_them(kind: str) -> Non
         kind_module("transfers", kind).Params.model_validate({"kind": kind, "class_weight": "auto"})
 
 
-@pytest.mark.parametrize("kind", LEARNING)
+@pytest.mark.parametrize("kind", SHALLOW)
 def test_more_features_than_samples(kind: str) -> None:
     data, test = make_data(["sound", "broken"], apart=0.5, width=400)
     probabilities = fit(kind, data).predict_proba(test.activations)
     assert (probabilities.argmax(axis=1) == test.labels).mean() > 0.95
 
 
-@pytest.mark.parametrize("kind", LEARNING)
+@pytest.mark.parametrize("kind", SHALLOW)
 def test_features_that_never_vary_change_nothing(kind: str, two_classes: Data) -> None:
     data, test = two_classes
 
@@ -257,10 +268,11 @@ import sys
 from pathlib import Path
 from stages.params import kinds
 from stages.store.models import read_model, write_model
+from stages.transfers.shared.shallow import ShallowParams
 from tests.transfers.made_up import fit, make_data
 data, test = make_data(["sound", "broken"])
 if sys.argv[1] == "fit":
-    for kind in {[kind for kind in KINDS if kind != "mlp"]}:
+    for kind in {[kind for kind in SHALLOW if kind != "mlp"]}:
         write_model(Path({str(tmp_path)!r}) / kind, fit(kind, data))
     write_model(Path({str(tmp_path)!r}) / "nothing", fit("majority", data))
     print([name for name in ("torch", "matplotlib") if name in sys.modules])

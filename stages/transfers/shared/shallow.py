@@ -54,13 +54,18 @@ class ShallowParams(Transfer):
     refit: bool = Field(True, description="fit again on training and validation together, once values are chosen")
 
 
+ClassWeight: TypeAlias = Annotated[
+    Literal["none", "auto"] | dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]],
+    Field(
+        description="how much a sample of each class counts; auto: all classes the same in sum; a class not named: 1"
+    ),
+]
+
+
 class WeightedParams(ShallowParams):
     """Keys of the heads whose loss weighs samples."""
 
-    class_weight: Literal["none", "auto"] | dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        "none",
-        description="how much a sample of each class counts; auto: all classes the same in sum; a class not named: 1",
-    )
+    class_weight: ClassWeight = "none"
 
 
 Setting: TypeAlias = Mapping[str, Any]
@@ -353,6 +358,13 @@ def fit_logistic(features: Floats, rows: Rows, costs: Sequence[float], seed: int
         weight, bias = model.coef_.T.astype(np.float64), model.intercept_.astype(np.float64)
         fitted[cost] = (opposite(weight), opposite(bias)) if len(rows.classes) == 2 else (weight, bias)
     return [fitted[cost] for cost in costs]
+
+
+def logistic_heads(rows: Rows, settings: Sequence[Setting], seed: int) -> list[Linear]:
+    """Fit logistic regression for each setting, which gives C."""
+    features, back = coordinates(rows.features)
+    fitted = fit_logistic(features, rows, [setting["C"] for setting in settings], seed)
+    return [Linear(back(weight), bias) for weight, bias in fitted]
 
 
 def coordinates(features: Singles) -> tuple[Floats, Callable[[Floats], Floats]]:

@@ -121,7 +121,7 @@ def test_all_views_of_a_sample_count_as_one_sample(two_classes: Data) -> None:
 def test_rows_of_one_sample_and_of_one_group_are_numbered_alike(two_classes: Data) -> None:
     data, _ = two_classes
     _, rows = prepare(Params(kind="logistic", views="all"), [data.training, data.validation], data.classes)
-    assert rows.features.shape == (360, 24)
+    assert rows.features.shape == (360, 64)
     assert rows.images.tolist() == np.repeat(np.arange(180), 2).tolist()
     assert rows.groups is not None
     names = np.repeat([*(data.training.groups or []), *(data.validation.groups or [])], 2)

@@ -1,0 +1,98 @@
+"""What lies above a cut, with a new head: the part of a network that is trained, activation (B, *shape) -> logits.
+
+`body` is the network's own, from the cut to what its last linear layer reads; `head` is a new linear layer for the
+classes at hand. Where nothing is frozen (cut: image) the body also normalises pixels, and makes grey ones coloured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.backbones.cut import IMAGE, body
+from stages.backbones.registry import build_network
+from stages.threads import thread_count
+
+
+class Above(nn.Module):
+    """The trained part: activation (B, *shape) -> logits (B, classes); `body` gives what `head` reads (B, D)."""
+
+    def __init__(self, lower: nn.Module, width: int, classes: int):
+        super().__init__()
+        self.body, self.dropout, self.head = lower, nn.Dropout(0.0), nn.Linear(width, classes)
+        nn.init.zeros_(self.head.weight)  # it knows nothing yet
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """Return the logits (B, classes)."""
+        logits: Tensor = self.head(self.dropout(self.body(activations)))
+        return logits
+
+    def groups(self) -> dict[str, list[str]]:
+        """Return the names of all parameters by the layer that they belong to, from the cut up; the head comes last.
+
+        A layer is what the network's builder counts: blocks.4, layer3.1, encoder.layers.encoder_layer_7, conv_head.
+        """
+        found: dict[str, list[str]] = {}
+        for name, _ in self.named_parameters():
+            found.setdefault(_layer(name), []).append(name)
+        return found
+
+
+def _layer(name: str) -> str:
+    parts = name.split(".")[:-1]
+    for at, part in enumerate(parts):
+        if part.isdecimal() or part.rpartition("_")[2].isdecimal():
+            return ".".join(parts[: at + 1])
+    return ".".join(parts)
+
+
+class Pixels(nn.Module):
+    """Pixels as they are stored (B, 1 or 3, S, S), 0 ... 255 -> a network's input (B, 3, S, S)."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, lower: nn.Module, mean: list[float], std: list[float]):
+        super().__init__()
+        self.network = lower
+        m, s = (torch.tensor(v, dtype=torch.float64).reshape(-1, 1, 1) for v in (mean, std))
+        self.register_buffer("scale", (1 / (255 * s)).float(), persistent=False)
+        self.register_buffer("shift", (-m / s).float(), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalise, and run the network."""
+        read: Tensor = self.network(pixels * self.scale + self.shift)
+        return read
+
+
+def lying_above(network: nn.Module, facts: Mapping[str, Any], cut: str, image_size: int, classes: int) -> Above:
+    """Return what lies above a cut of a network, ready for training; its modules are the network's own.
+
+    facts : what network.json says. Raises UserError for a cut that is none.
+    """
+    part, width = body(network, cut, image_size)
+    lower = Pixels(part, facts["mean"], facts["std"]) if cut == IMAGE else part
+    return Above(lower, width, classes).requires_grad_(True)
+
+
+def built_above(facts: Mapping[str, Any], cut: str, image_size: int, classes: int) -> Above:
+    """Return the same with the library's random weights, to load trained ones into."""
+    with torch.random.fork_rng(devices=[]):
+        network = build_network(facts["library"], facts["network"], facts["classes"])
+    return lying_above(network.requires_grad_(False), facts, cut, image_size, classes)
+
+
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """Let torch use as many threads as this process may."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(thread_count())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

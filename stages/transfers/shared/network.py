@@ -1,0 +1,131 @@
+"""A trained part of a network, as a model: what lies above the cut, on stored activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stages.transfers.shared.shallow import softmax
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from numpy.typing import NDArray
+
+    from stages.transfers import Activations
+    from stages.transfers.shared.above import Above
+    from stages.transfers.shared.shallow import Floats, Singles
+
+IMAGES_AT_ONCE = 32
+"""Images that pass together when a model predicts; always so many, for equal shapes are computed equally."""
+
+
+@dataclass
+class NetworkModel:
+    """A network above the cut with its weights, as arrays.
+
+    facts : what model.json holds; `above` says how the network is built again, `views` which views are averaged
+    history : a row per epoch
+    """
+
+    facts: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> NetworkModel:
+        """Make the model again from what it has saved."""
+        return cls(facts, arrays)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The epoch that was chosen."""
+        return dict(self.facts["chosen"])
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers the training has set."""
+        return int(self.facts["trained_parameters"])
+
+    @property
+    def operations(self) -> int:
+        """How many multiply-adds an image takes above the cut, over all views that are averaged."""
+        return int(self.facts["operations"])
+
+    @cached_property
+    def network(self) -> Above:
+        """The network, in eval mode."""
+        from stages.transfers.shared.above import built_above
+
+        above = self.facts["above"]
+        network = built_above(above["network"], above["cut"], above["image_size"], len(self.facts["classes"]))
+        load_arrays(network, self.arrays)
+        return network.eval()
+
+    def predict_proba(self, activations: Singles) -> Floats:
+        """Return the probabilities (n, classes) for activations (n, views, *shape): the mean over the views."""
+        views = range(activations.shape[1]) if self.facts["views"] == "all" else [0]
+        return predict(self.network, activations, views)
+
+    def save(self, folder: Path) -> None:
+        """Write the model into a folder."""
+        from stages.store.models import write_arrays
+
+        write_arrays(folder, self.facts, self.arrays)
+
+
+def to_arrays(network: torch.nn.Module) -> dict[str, NDArray[Any]]:
+    """Return copies of all parameters and buffers of a network."""
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in network.state_dict().items()}
+
+
+def load_arrays(network: torch.nn.Module, arrays: dict[str, NDArray[Any]]) -> None:
+    """Put parameters and buffers into a network."""
+    import torch
+
+    network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+
+
+def predict(network: torch.nn.Module, activations: Activations, views: Sequence[int] | range) -> Floats:
+    """Return the probabilities (n, classes) that a network in eval mode gives, averaged over some views."""
+    total = sum(softmax(outputs(network, activations, view).astype(np.float64)) for view in views)
+    probabilities: Floats = np.asarray(total) / len(views)
+    return probabilities
+
+
+def outputs(network: torch.nn.Module, activations: Activations, view: int) -> Singles:
+    """Return what a network in eval mode gives (n, D) for one view of activations (n, views, *shape)."""
+    import torch
+
+    from stages.backbones.cut import plain_attention
+    from stages.transfers.shared.above import all_cores
+
+    with torch.inference_mode(), all_cores(), plain_attention():
+        device = next(network.parameters(), torch.empty(0)).device
+        found = [
+            network(batch.to(device)).float().cpu().numpy()[:count] for batch, count in _batches(activations, view)
+        ]
+    return np.concatenate(found)
+
+
+def _batches(activations: Activations, view: int) -> Iterator[tuple[torch.Tensor, int]]:
+    """Yield whole batches, the last filled up with zeros, and how many images of each count."""
+    for start in range(0, max(len(activations), 1), IMAGES_AT_ONCE):
+        rows = np.arange(start, min(start + IMAGES_AT_ONCE, len(activations)))
+        batch = activations[rows, np.full(len(rows), view)]
+        whole = np.zeros((IMAGES_AT_ONCE, *batch.shape[1:]), np.float32)
+        whole[: len(rows)] = batch
+        yield to_tensor(whole), len(rows)
+
+
+def to_tensor(batch: NDArray[np.float32]) -> torch.Tensor:
+    """Return a batch as a tensor, its channels last in memory where it is of maps, as convolutions like it best."""
+    import torch
+
+    tensor = torch.from_numpy(batch)
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor

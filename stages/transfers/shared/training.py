@@ -1,0 +1,583 @@
+"""Training above the cut, in torch, on stored activations: what all kinds that train a network share.
+
+1. The head starts as the linear probe on what the untrained part gives (LP-FT: a random head's first steps would
+   distort what was transferred). Kumar et al., ICLR 2022, arXiv:2202.10054.
+2. AdamW, the rate rising in the first epoch and then falling to zero along a half cosine; lower layers learn slower.
+3. The weights that count are a running average of those that are trained (EMA), batch norm's statistics included.
+4. The epoch of lowest validation log loss is kept. `refit: true` then trains once more on training and validation
+   together, along the same course, up to that epoch.
+
+An epoch draws each image once, in one of its stored views. A batch norm of which nothing is trained keeps its
+statistics; the others' move. After each epoch all that the rest depends on is kept in a checkpoint: a training that was
+killed goes on there, and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from stages.cli import UserError, progress
+from stages.files import new_file
+from stages.params import Transfer, suggest
+from stages.threads import in_threads
+from stages.transfers import Part, TrainingData
+from stages.transfers.shared.network import NetworkModel, load_arrays, outputs, predict, to_arrays, to_tensor
+from stages.transfers.shared.shallow import (
+    ClassWeight,
+    Linear,
+    WeightedParams,
+    class_weights,
+    fit_shallow,
+    log_loss,
+    logistic_heads,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from stages.params import Dataset, Features
+    from stages.transfers.shared.above import Above
+
+    Floats = NDArray[np.float64]
+    Indices = NDArray[np.int64]
+    Penalty = Callable[[], torch.Tensor]
+
+MOMENTUM = 0.9
+PROBE_COSTS = [0.001, 0.01, 0.1, 1.0]
+"""Values of C from which the probe that the head starts as is chosen on validation."""
+
+
+class TrainingParams(Transfer):
+    """Keys of every training above the cut."""
+
+    epochs: int = Field(12, ge=1, description="passes over the training images")
+    batch_size: int = Field(32, ge=2, description="images in a training step")
+    learning_rate: float = Field(0.0005, gt=0, description="highest step size, of the head and the uppermost layer")
+    layer_decay: float = Field(
+        0.8, gt=0, le=1, description="a layer's step size as a share of that of the layer above it"
+    )
+    warmup: float = Field(1.0, ge=0, description="epochs over which the step size rises from 0")
+    weight_decay: float = Field(0.05, ge=0, description="pull of the weights to zero, those of norms and biases apart")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has a momentum of 0.9")
+    start: Literal["probe", "zero"] = Field(
+        "probe", description="the head at the start: a linear probe fitted on what is transferred, or zeros"
+    )
+    average: float = Field(
+        0.99, ge=0, lt=1, description="share of the running average of weights that a step keeps; 0: no average"
+    )
+    train: list[str] = Field(
+        ["all"],
+        min_length=1,
+        description="what is trained: modules by name, or all, norms, biases, head (alone); the head always is",
+    )
+    views: Literal["all", "identity"] = Field(
+        "all", description="train on any of the stored views, drawn anew in each epoch, or on the images as they are"
+    )
+    average_views: bool = Field(True, description="average predictions over all stored views")
+    soft_labels: bool = Field(False, description="train on the data set's soft labels (label.soft)")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label that is spread over all classes")
+    class_weight: ClassWeight = "none"
+    mixup: float = Field(0.0, ge=0, description="alpha of the Beta distribution by which two images are mixed; 0: off")
+    cutmix: float = Field(
+        0.0, ge=0, description="alpha of the Beta distribution of the area that comes from another image; 0: off"
+    )
+    jitter: float = Field(
+        0.0, ge=0, le=1, description="largest shift of a channel's activations, as a share of their range (FroFA)"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the head's inputs that a training step leaves out")
+    stochastic_depth: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of images for which the uppermost residual block is skipped, lower ones less",
+    )
+    clip: float = Field(1.0, ge=0, description="largest length of the gradient; 0: as long as it is")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="number format of the training's products")
+    refit: bool = Field(
+        False, description="train again on training and validation together, once the epoch is chosen: twice the time"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingParams:
+        if self.mixup and self.cutmix:
+            raise ValueError("mixup and cutmix cannot both be on: set one of them to 0")
+        return self
+
+
+def problem(params: TrainingParams, features: Features, dataset: Dataset) -> str | None:
+    """Say why nothing can be trained above what some features hold."""
+    if features.layers not in ([], ["pooled"]) or len(features.image_size) > 1:
+        return (
+            f"kind {params.kind} trains what lies above one cut: name features with a cut, one image_size and no layers"
+        )
+    if params.soft_labels and dataset.label.soft is None:
+        return "transfer.soft_labels: the data set has no soft labels; name their column as label.soft"
+    return None
+
+
+@dataclass
+class Course:
+    """How far a training is: everything on which the rest of it depends.
+
+    network : what is trained; average : the running average of its state; steps : taken so far
+    best : the state of the epoch of lowest validation log loss, as arrays
+    """
+
+    network: Above
+    optimizer: torch.optim.Optimizer
+    average: dict[str, torch.Tensor]
+    steps: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done."""
+        return len(self.history)
+
+
+def train(
+    params: TrainingParams, data: TrainingData, seed: int, penalty: Callable[[Above], Penalty] | None = None
+) -> NetworkModel:
+    """Train what lies above the cut, and return it as it was in its best epoch, with a row of history per epoch.
+
+    penalty : is given the network at its start, and returns what is added to the loss of each step. Losses are in nats
+    per image. Raises UserError when a loss is no longer finite, naming the epoch and the learning rate, and for a name
+    under `train` or `class_weight` that there is not.
+    """
+    import torch
+
+    from stages.backbones.engines import device
+    from stages.transfers.shared.above import all_cores
+
+    assert data.above is not None
+    with all_cores(), torch.random.fork_rng(devices=[]), _deterministic():
+        where = torch.device(device())
+        course = _course(params, data, seed, penalty, where, [data.training], params.epochs, "choice")
+        epoch = int(np.argmin([row["validation_log_loss"] for row in course.history])) + 1
+        arrays, history = course.best, course.history
+        if params.refit:
+            both = [data.training, data.validation]
+            arrays = to_arrays_of(_course(params, data, seed, penalty, where, both, epoch, "refit"))
+    facts = {
+        "kind": params.kind,
+        "classes": data.classes,
+        "views": "all" if params.average_views else "identity",
+        "chosen": {"epoch": epoch},
+        "trained_parameters": sum(p.numel() for p in course.network.parameters() if p.requires_grad),
+        "operations": _operations(course.network, data.training),
+        "above": data.facts,
+    }
+    if params.average_views:
+        facts["operations"] *= data.training.activations.shape[1]
+    return NetworkModel(facts, arrays, history)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    import torch
+
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        yield
+
+
+def to_arrays_of(course: Course) -> dict[str, NDArray[Any]]:
+    """Return the averaged state of a training."""
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in course.average.items()}
+
+
+def _course(
+    params: TrainingParams,
+    data: TrainingData,
+    seed: int,
+    penalty: Callable[[Above], Penalty] | None,
+    where: torch.device,
+    parts: Sequence[Part],
+    epochs: int,
+    name: str,
+) -> Course:
+    """Train for so many epochs on some parts, from the start or from where a killed training was."""
+    import torch
+
+    torch.manual_seed(seed)
+    assert data.above is not None
+    network = data.above().to(where)
+    _choose_trained(network, params.train)
+    if params.start == "probe":
+        _start_as_probe(params, data, network, seed)
+    _set_dropout(network, params)
+    optimizer = _optimizer(params, network)
+    course = Course(network, optimizer, {n: t.detach().clone() for n, t in network.state_dict().items()})
+    extra = penalty(network) if penalty is not None else None
+    checkpoint = None if data.checkpoint is None else data.checkpoint.with_name(f"{data.checkpoint.name}-{name}.pt")
+    if checkpoint is not None and checkpoint.is_file():
+        _restore(course, checkpoint)
+    images = _Images(params, parts, data)
+    per_epoch = -(-images.count // params.batch_size)
+    for epoch in range(course.epoch, epochs):
+        loss = _epoch(params, course, images, per_epoch, extra, where)
+        row = {"epoch": epoch + 1, "training_log_loss": loss}
+        if name == "choice":
+            row["validation_log_loss"] = _validation_loss(params, course, data)
+        if not all(math.isfinite(value) for value in row.values()):
+            raise UserError(
+                f"the loss is no longer finite in epoch {epoch + 1}: lower learning_rate {params.learning_rate:g}"
+            )
+        course.history.append(row)
+        if name == "choice" and row["validation_log_loss"] == min(r["validation_log_loss"] for r in course.history):
+            course.best = to_arrays_of(course)
+        if checkpoint is not None:
+            _keep(course, checkpoint)
+    return course
+
+
+# ---- what is trained, and from where
+
+
+def _choose_trained(network: Above, wanted: Sequence[str]) -> None:
+    """Freeze what is not named; the head is always trained."""
+    import torch
+    from torch import nn
+
+    if "all" in wanted:
+        return
+    modules = dict(network.body.named_modules())
+    chosen = {id(p) for p in network.head.parameters()}
+    for name in wanted:
+        if name == "norms":
+            kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+            found = [p for m in modules.values() if isinstance(m, kinds) for p in m.parameters()]
+        elif name == "biases":
+            found = [p for n, p in network.body.named_parameters() if n.endswith("bias")]
+        elif name == "head":
+            found = []
+        elif name in modules and name:
+            found = list(modules[name].parameters())
+        else:
+            known = ["all", "norms", "biases", "head", *(n for n in modules if n and n.count(".") < 2)]
+            raise UserError(f"train names {name}, which is no module above the cut; {suggest(name, known)}")
+        chosen |= {id(p) for p in found}
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
+    assert isinstance(network.head.weight, torch.Tensor)
+
+
+def _training_mode(network: Above) -> None:
+    """Put a network into training mode; batch norms of which nothing is trained keep their statistics."""
+    from torch import nn
+
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and not any(p.requires_grad for p in module.parameters()):
+            module.eval()
+
+
+def _start_as_probe(params: TrainingParams, data: TrainingData, network: Above, seed: int) -> None:
+    """Let the head be a logistic regression on what the part that is to be trained gives as it is.
+
+    All features are divided by one number: a feature of little variance may grow when batch norms begin to move, and
+    should not find a large weight waiting for it.
+    """
+    import torch
+
+    _settle(network, data.training, params.batch_size)
+    vectors = [outputs(network.body.eval(), part.activations, 0) for part in (data.training, data.validation)]
+    scale = max(float(np.sqrt(vectors[0].var(axis=0).mean())), float(np.finfo(np.float32).tiny))
+    training, validation = (
+        Part(read[:, np.newaxis] / scale, part.labels, part.targets, part.groups)
+        for read, part in zip(vectors, (data.training, data.validation), strict=True)
+    )
+    keys = _Probe(kind="logistic", normalize="none", refit=False, class_weight=params.class_weight, C=PROBE_COSTS)
+    probe = fit_shallow(keys, TrainingData(data.classes, training, validation), seed, logistic_heads)
+    assert isinstance(probe.head, Linear)
+    with torch.no_grad():
+        network.head.weight.copy_(torch.from_numpy(probe.head.weight.T / scale))
+        network.head.bias.copy_(torch.from_numpy(probe.head.bias))
+
+
+def _settle(network: Above, part: Part, batch_size: int) -> None:
+    """Let batch norms that are trained take the statistics of the training images, as they will in the first steps."""
+    import torch
+    from torch import nn
+
+    _training_mode(network)
+    norms = [m for m in network.body.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
+    network.eval()
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    where = network.head.weight.device
+    order = torch.randperm(len(part.labels)).numpy() if norms else np.empty(0, np.int64)
+    with torch.no_grad():
+        for rows in np.array_split(order, -(-len(order) // batch_size) or 1):
+            if len(rows):
+                network.body(to_tensor(part.activations[rows, np.zeros_like(rows)]).to(where))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+class _Probe(WeightedParams):
+    C: list[float]
+
+
+def _set_dropout(network: Above, params: TrainingParams) -> None:
+    """Set dropout before the head, and stochastic depth where the network has blocks that can be skipped."""
+    from torch import nn
+
+    network.dropout = nn.Dropout(params.dropout)
+    if not params.stochastic_depth:
+        return
+    blocks = [m for m in network.body.modules() if type(m).__name__ in ("DropPath", "StochasticDepth")]
+    if not blocks:
+        raise UserError("stochastic_depth: the network has no blocks above the cut that can be skipped; leave it out")
+    for at, block in enumerate(blocks):
+        setattr(
+            block, "drop_prob" if hasattr(block, "drop_prob") else "p", params.stochastic_depth * (at + 1) / len(blocks)
+        )
+
+
+def _optimizer(params: TrainingParams, network: Above) -> torch.optim.Optimizer:
+    """Group parameters by layer and by whether weight decay pulls at them."""
+    import torch
+
+    named = dict(network.named_parameters())
+    layers = list(network.groups().values())
+    groups = []
+    for depth, names in enumerate(reversed(layers)):
+        # The head and the layer below it have the full rate.
+        scale = params.layer_decay ** max(0, depth - 1)
+        for decays in (True, False):
+            tensors = [named[n] for n in names if named[n].requires_grad and (named[n].ndim > 1) == decays]
+            if tensors:
+                decay = params.weight_decay if decays else 0.0
+                groups.append({"params": tensors, "weight_decay": decay, "scale": scale, "lr": 0.0})
+    if params.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM, nesterov=True)
+    return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+
+def rate(params: TrainingParams, step: int, per_epoch: int) -> float:
+    """Return the step size of the head at a step, counted from 0: a linear rise, then a half cosine to zero.
+
+    The course is that of `epochs` in params.yaml also where it is left sooner: a refit repeats its beginning.
+    """
+    rise, total = params.warmup * per_epoch, params.epochs * per_epoch
+    if step < rise:
+        return params.learning_rate * (step + 1) / (rise + 1)
+    return params.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, total - rise)))
+
+
+# ---- an epoch
+
+
+class _Images:
+    """The training images of some parts: activations by number, targets and weights."""
+
+    def __init__(self, params: TrainingParams, parts: Sequence[Part], data: TrainingData) -> None:
+        self._parts, self._ends = parts, np.cumsum([len(part.labels) for part in parts])
+        self.count, self.views = int(self._ends[-1]), parts[0].activations.shape[1] if params.views == "all" else 1
+        labels = np.concatenate([part.labels for part in parts])
+        hard = np.eye(len(data.classes), dtype=np.float32)[labels]
+        targets = np.concatenate([part.targets for part in parts]) if params.soft_labels else hard
+        smooth = params.label_smoothing
+        self.targets = (targets * (1 - smooth) + smooth / len(data.classes)).astype(np.float32)
+        weights = class_weights(params.class_weight, labels, data.classes)[labels]
+        self.weights = (weights / weights.mean()).astype(np.float32)
+
+    def read(self, drawn: tuple[Indices, Indices]) -> NDArray[np.float32]:
+        """Return the activations (n, *shape) of some images, each in one view."""
+        rows, views = drawn
+        result = np.empty((len(rows), *self._parts[0].activations.shape[2:]), np.float32)
+        start = 0
+        for part, end in zip(self._parts, self._ends, strict=True):
+            mine = (rows >= start) & (rows < end)
+            if mine.any():
+                result[mine] = part.activations[rows[mine] - start, views[mine]]
+            start = int(end)
+        return result
+
+
+def _epoch(
+    params: TrainingParams,
+    course: Course,
+    images: _Images,
+    per_epoch: int,
+    penalty: Penalty | None,
+    where: torch.device,
+) -> float:
+    """Take the steps of an epoch; returns the mean loss, without the penalty."""
+    import torch
+    from torch.nn.functional import log_softmax
+
+    network, optimizer = course.network, course.optimizer
+    _training_mode(network)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    order = torch.randperm(images.count).numpy()
+    views = torch.randint(images.views, (images.count,)).numpy()
+    drawn = [(order[at], views[at]) for at in np.array_split(np.arange(images.count), per_epoch)]
+    total = 0.0
+    batches = zip(drawn, in_threads(images.read, drawn, threads=1), strict=True)
+    shown = progress(batches, images.count, "image", lambda batch: len(batch[1]))
+    for (rows, _), activations in shown:
+        inputs, targets = to_tensor(activations).to(where), torch.from_numpy(images.targets[rows]).to(where)
+        weights = torch.from_numpy(images.weights[rows]).to(where)
+        inputs, targets, weights = _mixed(params, inputs, targets, weights)
+        step_size = rate(params, course.steps, per_epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = step_size * group["scale"]
+        with torch.autocast(where.type, torch.bfloat16, enabled=params.precision == "bfloat16"):
+            logits = network(inputs)
+        loss = -(weights * (targets * log_softmax(logits.float(), 1)).sum(1)).mean()
+        optimizer.zero_grad(set_to_none=True)
+        (loss if penalty is None else loss + penalty()).backward()  # type: ignore[no-untyped-call]
+        if params.clip:
+            torch.nn.utils.clip_grad_norm_(trained, params.clip)
+        optimizer.step()
+        course.steps += 1
+        _average(course, params.average)
+        total += loss.item() * len(rows)
+    return total / images.count
+
+
+def _mixed(
+    params: TrainingParams, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Shift channels, and mix each image with another: all of it (mixup), or a rectangle of it (cutmix).
+
+    Channels are scaled to 0 ... 1, shifted by a random number each, and scaled back: Bär et al., CVPR 2024,
+    arXiv:2403.10519, section 3, brightness by channel. Mixup: Zhang et al., ICLR 2018, arXiv:1710.09412, equation 1.
+    Cutmix: Yun et al., ICCV 2019, arXiv:1905.04899, equations 1 and 2.
+    """
+    import torch
+
+    if params.jitter:
+        axes = tuple(_map_axes(inputs)) or tuple(range(1, inputs.ndim))
+        low, high = inputs.amin(axes, keepdim=True), inputs.amax(axes, keepdim=True)
+        shift = (2 * torch.rand(low.shape, device=inputs.device) - 1) * params.jitter
+        inputs = torch.minimum(torch.maximum(inputs + shift * (high - low), low), high)
+    alpha = params.mixup or params.cutmix
+    if alpha:
+        share = float(torch.distributions.Beta(alpha, alpha).sample())
+        other = torch.randperm(len(inputs), device=inputs.device)
+        if params.cutmix:
+            inputs, share = _cut_and_paste(inputs, other, share)
+        else:
+            inputs = share * inputs + (1 - share) * inputs[other]
+        mixed = share * weights + (1 - share) * weights[other]
+        # Each label counts as much as its image does, times the weight of its class.
+        own, others = (
+            (share * weights).unsqueeze(1) * targets,
+            ((1 - share) * weights[other]).unsqueeze(1) * targets[other],
+        )
+        targets, weights = (own + others) / mixed.unsqueeze(1), mixed
+    return inputs, targets, weights
+
+
+def _map_axes(inputs: torch.Tensor) -> list[int]:
+    """Return which axes of a batch are a map's height and width; none where it holds no maps."""
+    if inputs.ndim != 4:
+        return []
+    channels_last = inputs.shape[1] == inputs.shape[2] != inputs.shape[3]
+    return [1, 2] if channels_last else [2, 3]
+
+
+def _cut_and_paste(inputs: torch.Tensor, other: torch.Tensor, share: float) -> tuple[torch.Tensor, float]:
+    """Put a rectangle of another image, of (1 - share) of the area, into each; returns the share that is left, too."""
+    import torch
+
+    axes = _map_axes(inputs)
+    if not axes:
+        raise UserError("cutmix needs maps at the cut; what is stored there is none: use mixup")
+    slices = [slice(None)] * 4
+    left = 1.0
+    for axis in axes:
+        size = inputs.shape[axis]
+        side, centre = size * math.sqrt(1 - share), float(torch.rand(())) * size
+        first, last = max(0, round(centre - side / 2)), min(size, round(centre + side / 2))
+        slices[axis] = slice(first, last)
+        left *= max(0, last - first) / size
+    pasted = inputs.clone()
+    pasted[tuple(slices)] = inputs[other][tuple(slices)]
+    return pasted, 1 - left
+
+
+def _average(course: Course, keep: float) -> None:
+    """Move the running average a step towards the network; early on faster, as it should not remember the start."""
+    import torch
+
+    share = min(keep, (1 + course.steps) / (10 + course.steps)) if keep else 0.0
+    state = course.network.state_dict()
+    floats = [name for name, tensor in state.items() if tensor.is_floating_point()]
+    with torch.no_grad():
+        torch._foreach_lerp_([course.average[n] for n in floats], [state[n] for n in floats], 1 - share)
+        for name in state.keys() - floats:
+            course.average[name].copy_(state[name])
+
+
+def _validation_loss(params: TrainingParams, course: Course, data: TrainingData) -> float:
+    """Return the log loss on validation of the averaged weights, of the images as they are."""
+    network = course.network
+    kept = to_arrays(network)
+    network.load_state_dict(course.average)
+    probabilities = predict(network.eval(), data.validation.activations, [0])
+    load_arrays(network, kept)
+    labels = data.validation.labels
+    weights: Floats = class_weights(params.class_weight, data.training.labels, data.classes)[labels]
+    return log_loss(probabilities, labels, weights)
+
+
+def _operations(network: Above, part: Part) -> int:
+    """Count the multiply-adds that an image takes in a network."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from stages.backbones.cut import plain_attention
+
+    one = torch.zeros(1, *part.activations.shape[2:], device=network.head.weight.device)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), plain_attention(), sdpa_kernel(SDPBackend.MATH), counter:
+        network.eval()(one)
+    return int(counter.get_total_flops() // 2)
+
+
+# ---- going on after a kill
+
+
+def _keep(course: Course, path: Any) -> None:
+    import torch
+
+    state = {
+        "network": course.network.state_dict(),
+        "average": course.average,
+        "optimizer": course.optimizer.state_dict(),
+        "steps": course.steps,
+        "history": course.history,
+        "best": {name: torch.from_numpy(array) for name, array in course.best.items()},
+        "random": torch.get_rng_state(),
+    }
+    with new_file(path) as temporary:
+        torch.save(state, temporary)
+
+
+def _restore(course: Course, path: Any) -> None:
+    import torch
+
+    state = torch.load(path, map_location=course.network.head.weight.device, weights_only=True)
+    course.network.load_state_dict(state["network"])
+    course.average = state["average"]
+    course.optimizer.load_state_dict(state["optimizer"])
+    course.steps, course.history = state["steps"], state["history"]
+    course.best = {name: tensor.cpu().numpy() for name, tensor in state["best"].items()}
+    torch.set_rng_state(state["random"].cpu())

@@ -1,0 +1,278 @@
+"""Training above a cut, on real cells: what moves and what does not, from where, and what a kill costs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from stages.backbones.cut import split
+from stages.cli import UserError
+from stages.params import Dataset, Features, Label
+from stages.transfers import Part, TrainingData
+from stages.transfers.fine_tune import Params, fit, problem
+from stages.transfers.shared import training
+from stages.transfers.shared.above import Above, lying_above
+from stages.transfers.shared.network import outputs, to_tensor
+from stages.transfers.shared.training import _cut_and_paste, _mixed, rate
+from tests.backbones.conftest import cells, network
+
+CUT, SIZE = "layer2", 64
+FACTS = {"library": "timm", "network": "test_resnet", "classes": 1000, "mean": [0.5] * 3, "std": [0.5] * 3}
+QUICK: dict[str, Any] = {"kind": "fine_tune", "epochs": 3, "batch_size": 16}
+
+
+def params(**keys: Any) -> Params:
+    return Params.model_validate({**QUICK, **keys})
+
+
+def a_network() -> nn.Module:
+    return copy.deepcopy(network("timm", "test_resnet"))
+
+
+@pytest.fixture(scope="module")
+def data() -> TrainingData:
+    """Real cells, some turned upside down: which, is the class. Two views, the second mirrored."""
+    below = split(a_network(), CUT, SIZE).below
+    pixels = (torch.from_numpy(cells(72, SIZE, 3)).float() / 255 - 0.5) / 0.5
+    labels = np.arange(len(pixels)) % 2
+    pixels[labels == 1] = pixels[labels == 1].flip(2) * 0.5
+    with torch.no_grad():
+        activations = torch.stack([below(pixels), below(pixels.flip(3))], 1).numpy()
+
+    def part(rows: slice) -> Part:
+        own = labels[rows]
+        soft = np.stack([1 - 0.6 * own, 0.6 * own], 1).astype(np.float32)
+        return Part(activations[rows], own.astype(np.int64), soft, None)
+
+    return TrainingData(
+        ["sound", "broken"],
+        part(slice(0, 48)),
+        part(slice(48, None)),
+        lambda: lying_above(a_network(), FACTS, CUT, SIZE, 2),
+        {"network": FACTS, "cut": CUT, "image_size": SIZE},
+    )
+
+
+def test_what_lies_below_the_cut_is_unchanged_and_what_lies_above_is_trained(data: TrainingData) -> None:
+    whole = a_network()
+    before = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
+    above = {name for name, _ in split(whole, CUT, SIZE).above.named_parameters()}
+    shared = lying_above(whole, FACTS, CUT, SIZE, 2)
+    given = TrainingData(data.classes, data.training, data.validation, lambda: shared, data.facts)
+    fit(params(), given, 0)
+    after = whole.state_dict()
+    moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    statistics = {n for n in after if "running" in n or "num_batches" in n}
+    classifier = {"fc.weight", "fc.bias"}  # its place has the new head
+    assert above - classifier <= moved
+    assert {n for n in moved if not n.startswith(("layer3", "layer4"))} == set()
+    assert {n for n in statistics if n.startswith(("layer3", "layer4"))} <= moved
+
+
+def test_named_modules_alone_are_trained_and_frozen_batch_norms_keep_their_statistics(data: TrainingData) -> None:
+    whole = a_network()
+    shared = lying_above(whole, FACTS, CUT, SIZE, 2)
+    before = {name: tensor.clone() for name, tensor in shared.state_dict().items()}
+    given = TrainingData(data.classes, data.training, data.validation, lambda: shared, data.facts)
+    model = fit(params(train=["layer4"]), given, 0)
+    moved = {name for name, tensor in shared.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {name.split(".")[1] if name.startswith("body") else "head" for name in moved} == {"layer4", "head"}
+    trained = [p.numel() for n, p in shared.named_parameters() if "layer4" in n or n.startswith("head")]
+    assert model.trained_parameters == sum(trained)
+
+
+def test_norms_alone_are_trained(data: TrainingData) -> None:
+    shared = lying_above(a_network(), FACTS, CUT, SIZE, 2)
+    before = {name: tensor.clone() for name, tensor in shared.named_parameters()}
+    given = TrainingData(data.classes, data.training, data.validation, lambda: shared, data.facts)
+    fit(params(train=["norms"], epochs=1), given, 0)
+    moved = {name for name, tensor in shared.named_parameters() if not torch.equal(tensor, before[name])}
+    norms = {f"{n}.{p}" for n, m in shared.named_modules() if isinstance(m, nn.BatchNorm2d) for p in ("weight", "bias")}
+    assert moved == norms | {"head.weight", "head.bias"}
+
+
+def test_a_module_that_is_not_there_is_answered_by_the_nearest(data: TrainingData) -> None:
+    with pytest.raises(UserError, match="train names layr4, which is no module above the cut; did you mean layer4"):
+        fit(params(train=["layr4"]), data, 0)
+
+
+def test_steps_are_those_of_the_whole_network_with_the_same_layers_frozen(data: TrainingData) -> None:
+    """The obvious way: run everything at each step, and let only what lies above learn."""
+    keys = {"start": "zero", "average": 0, "clip": 0, "views": "identity", "optimizer": "sgd", "layer_decay": 1.0}
+    keys |= {"weight_decay": 0.0, "warmup": 0.0, "batch_size": 48, "learning_rate": 0.01, "average_views": False}
+    model = fit(params(**keys, epochs=2), data, 0)
+
+    whole = a_network()
+    parts = split(whole, CUT, SIZE)
+    whole.fc = nn.Linear(whole.fc.in_features, 2)
+    nn.init.zeros_(whole.fc.weight)
+    nn.init.zeros_(whole.fc.bias)
+    trained = [p.requires_grad_(True) for n, p in whole.named_parameters() if n.startswith(("layer3", "layer4", "fc"))]
+    optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9, nesterov=True)
+    x, y = torch.from_numpy(data.training.activations[:, 0]), torch.from_numpy(data.training.labels)
+    for step in range(2):
+        optimizer.param_groups[0]["lr"] = rate(params(**keys, epochs=2), step, 1)
+        whole.eval()
+        whole.layer3.train()
+        whole.layer4.train()
+        pooled = whole.global_pool(whole.layer4(whole.layer3(x)))
+        optimizer.zero_grad()
+        cross_entropy(whole.fc(pooled), y).backward()
+        optimizer.step()
+    assert parts.shape == tuple(x.shape[1:])
+    assert model.chosen == {"epoch": 2}
+    own = {f"body.{n}": t for n, t in whole.state_dict().items() if n.startswith(("layer3", "layer4"))}
+    own |= {"head.weight": whole.fc.weight, "head.bias": whole.fc.bias}
+    assert own.keys() == model.arrays.keys()
+    for name, tensor in own.items():
+        np.testing.assert_allclose(model.arrays[name], tensor.detach().numpy(), rtol=2e-3, atol=2e-5, err_msg=name)
+
+
+def test_the_head_starts_as_a_linear_probe(data: TrainingData) -> None:
+    model = fit(params(learning_rate=1e-9, epochs=1, train=["head"], average_views=False), data, 0)
+    vectors = outputs(model.network.body, data.training.activations, 0)
+    held_out = outputs(model.network.body, data.validation.activations, 0)
+    scale = np.sqrt(vectors.var(axis=0).mean())
+    probes = [
+        LogisticRegression(C=cost, tol=1e-8, max_iter=10_000, solver="newton-cg").fit(vectors / scale, data.training.labels)
+        for cost in training.PROBE_COSTS
+    ]
+    found = model.predict_proba(data.validation.activations)
+    nearest = min(np.abs(probe.predict_proba(held_out / scale) - found).max() for probe in probes)
+    assert nearest < 1e-4
+
+
+def test_a_training_that_is_killed_goes_on_and_ends_with_the_same_bits(
+    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = params(epochs=4, mixup=0.2, dropout=0.2, refit=True, jitter=0.1)
+    whole = fit(keys, data, 3)
+    kept = training._keep
+    for killed_after in (1, 3, 5):
+
+        def killed(course: Any, path: Path, after: int = killed_after) -> None:
+            kept(course, path)
+            if sum(1 for _ in open(tmp_path / "log")) == after:  # noqa: PTH123, SIM115
+                raise KeyboardInterrupt
+            with (tmp_path / "log").open("a") as file:
+                file.write("epoch\n")
+
+        (tmp_path / "log").write_text("epoch\n")
+        monkeypatch.setattr(training, "_keep", killed)
+        given = TrainingData(**{**vars(data), "checkpoint": tmp_path / f"course-{killed_after}"})
+        with pytest.raises(KeyboardInterrupt):
+            fit(keys, given, 3)
+        monkeypatch.setattr(training, "_keep", kept)
+        again = fit(keys, given, 3)
+        assert again.history == whole.history
+        assert all(np.array_equal(again.arrays[name], array) for name, array in whole.arrays.items())
+
+
+def test_the_epoch_of_lowest_validation_loss_is_kept(data: TrainingData) -> None:
+    model = fit(params(epochs=6, learning_rate=0.01, average_views=False), data, 0)
+    losses = [row["validation_log_loss"] for row in model.history]
+    assert model.chosen == {"epoch": int(np.argmin(losses)) + 1}
+    p = model.predict_proba(data.validation.activations)[np.arange(24), data.validation.labels]
+    assert -np.log(p).mean() == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_soft_labels_and_smoothing_are_what_the_loss_falls_to(data: TrainingData) -> None:
+    """Where a head can fit everything, its probabilities become the targets."""
+    long = {"epochs": 40, "learning_rate": 0.01, "weight_decay": 0.0, "views": "identity", "average_views": False}
+    soft = fit(params(**long, soft_labels=True), data, 0)
+    assert soft.history[-1]["training_log_loss"] == pytest.approx(
+        0.5 * 0.673, abs=0.08
+    )  # entropy of 0.6, half the time
+    smooth = fit(params(**long, label_smoothing=0.2), data, 0)
+    assert smooth.history[-1]["training_log_loss"] == pytest.approx(0.325, abs=0.08)  # entropy of 0.1
+
+
+def test_the_rate_rises_and_falls_along_a_half_cosine() -> None:
+    keys = params(epochs=5, warmup=1.0, learning_rate=0.1)
+    found = [rate(keys, step, 4) for step in range(20)]
+    assert found[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08])
+    assert found[4] == pytest.approx(0.1)
+    assert found[12] == pytest.approx(0.05)  # half way
+    assert found[19] == pytest.approx(0.1 * 0.5 * (1 + np.cos(np.pi * 15 / 16)))
+
+
+def test_lower_layers_learn_slower_and_norms_and_biases_do_not_decay(data: TrainingData) -> None:
+    assert data.above is not None
+    above = data.above()
+    optimizer = training._optimizer(params(layer_decay=0.5, weight_decay=0.3), above)
+    names = {id(p): n for n, p in above.named_parameters()}
+    found = {names[id(p)]: (g["scale"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert len(found) == len(names)
+    layers = list(above.groups())
+    assert layers[-1] == "head"
+    assert found["head.weight"] == (1.0, 0.3)
+    assert found["head.bias"] == (1.0, 0.0)
+    lowest = above.groups()[layers[0]][0]
+    assert found[lowest][0] == 0.5 ** (len(layers) - 2)
+    assert all(decay == 0 for name, (_, decay) in found.items() if "bn" in name)
+
+
+def test_mixup_mixes_images_and_labels_by_the_same_share() -> None:
+    torch.manual_seed(0)
+    inputs, targets = torch.arange(8.0).reshape(8, 1, 1, 1).expand(8, 2, 3, 3), torch.eye(8)
+    mixed, labels, weights = _mixed(params(mixup=0.4), inputs, targets, torch.ones(8))
+    assert torch.allclose(mixed[:, 0, 0, 0], labels @ torch.arange(8.0), atol=1e-5)
+    assert torch.allclose(labels.sum(1), torch.ones(8))
+    assert torch.allclose(weights, torch.ones(8))
+
+
+def test_cutmix_takes_labels_by_the_area_that_is_left() -> None:
+    torch.manual_seed(1)
+    inputs = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 2, 9, 9)
+    other = torch.tensor([1, 2, 3, 0])
+    pasted, share = _cut_and_paste(inputs, other, 0.6)
+    own = (pasted == inputs).float().mean((1, 2, 3))
+    assert torch.allclose(own, torch.full((4,), share))
+    assert 0.4 < share < 1
+    with pytest.raises(UserError, match="cutmix needs maps at the cut"):
+        _cut_and_paste(torch.zeros(4, 7, 5), other, 0.6)
+
+
+def test_jitter_shifts_whole_channels_within_their_range() -> None:
+    torch.manual_seed(0)
+    inputs = torch.rand(3, 4, 5, 5)
+    shifted, *_ = _mixed(params(jitter=0.1), inputs, torch.eye(3), torch.ones(3))
+    span = inputs.amax((2, 3)) - inputs.amin((2, 3))
+    assert not torch.equal(shifted, inputs)
+    assert ((shifted - inputs).abs().amax((2, 3)) <= 0.1 * span + 1e-6).all()
+    assert torch.equal(shifted.clamp(inputs.amin((2, 3), True), inputs.amax((2, 3), True)), shifted)
+
+
+def test_settings_that_do_not_go_together_are_said() -> None:
+    plain = Features(images="elpv", backbone="raw/lite0", image_size=224, cut="blocks.3")
+    dataset = Dataset(images="elpv", label=Label(column="probability", threshold=0.5))
+    assert problem(params(), plain, dataset) is None
+    layered = Features(images="elpv", backbone="raw/lite0", image_size=224, layers=["blocks.3", "pooled"])
+    assert "no layers" in str(problem(params(), layered, dataset))
+    assert "name their column as label.soft" in str(problem(params(soft_labels=True), plain, dataset))
+    with pytest.raises(ValueError, match="mixup and cutmix cannot both be on"):
+        params(mixup=0.1, cutmix=0.1)
+
+
+def test_blocks_that_cannot_be_skipped_are_an_error_of_one_line(data: TrainingData) -> None:
+    with pytest.raises(UserError, match="stochastic_depth: the network has no blocks"):
+        fit(params(stochastic_depth=0.1), data, 0)
+
+
+def test_a_loss_that_is_no_longer_finite_names_epoch_and_rate(data: TrainingData) -> None:
+    with pytest.raises(UserError, match="no longer finite in epoch 1: lower learning_rate 1e\\+30"):
+        fit(params(learning_rate=1e30, clip=0, optimizer="sgd", warmup=0.0), data, 0)
+
+
+def test_batches_have_their_channels_last_where_they_are_maps() -> None:
+    assert to_tensor(np.zeros((2, 3, 4, 5), np.float32)).is_contiguous(memory_format=torch.channels_last)
+    assert to_tensor(np.zeros((2, 3, 4), np.float32)).shape == (2, 3, 4)
+    assert isinstance(lying_above(a_network(), FACTS, CUT, SIZE, 2), Above)
