@@ -162,6 +162,11 @@ class _Frozen(Engine):
         return folded(whole, lambda: [self.whole(size, name) for name in self.names], mean, std, channels, size)
 
 
+def _packages(backbone: Backbone) -> list[str]:
+    """The package that the network comes from; the textbook's is our own."""
+    return [library for library in [backbone.facts["library"]] if library != "textbook"]
+
+
 def _versions(*packages: str) -> str:
     return ", ".join(f"{package} {version(package)}" for package in packages)
 
@@ -197,7 +202,7 @@ class _Torch(_Frozen):
             "engine": "torch",
             "device": place,
             "precision": "bfloat16" if self.low_precision else "float32",
-            "versions": _versions("torch", backbone.facts["library"]),
+            "versions": _versions("torch", *_packages(backbone)),
             "version": VERSION,
         }
         if device == "cpu":
@@ -266,7 +271,7 @@ class _OnnxRuntime(_Frozen):
             "engine": "onnxruntime",
             "device": f"cpu {platform.machine()}",
             "precision": "float32",
-            "versions": _versions("torch", backbone.facts["library"], "onnxscript", "onnxruntime"),
+            "versions": _versions("torch", *_packages(backbone), "onnxscript", "onnxruntime"),
             "version": VERSION,
         }
 

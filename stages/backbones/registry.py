@@ -1,5 +1,7 @@
 """Every classification network of timm and torchvision by its name, and what it expects of an image.
 
+The library `textbook` has one network, small_cnn, without weights of its own.
+
 A name may carry a tag that tells which of several pretrained weights is meant, as timm writes it: `resnet50.a1_in1k`,
 and for torchvision likewise `resnet50.IMAGENET1K_V1`. Without a tag it is the library's default.
 """
@@ -16,7 +18,7 @@ from stages.params import suggest
 if TYPE_CHECKING:
     from torch import nn
 
-LIBRARIES = ("timm", "torchvision")
+LIBRARIES = ("timm", "torchvision", "textbook")
 
 # torchvision's Inception and GoogLeNet are built as their pretrained weights want them: fed with images in ImageNet's
 # scaling, which they change to their own, and without the auxiliary classifiers, which only their training used.
@@ -48,6 +50,8 @@ def network_names(library: str) -> list[str]:
         import timm
 
         names: list[str] = timm.list_models()
+    elif library == "textbook":
+        names = ["small_cnn"]
     else:
         from torchvision import models
 
@@ -57,6 +61,9 @@ def network_names(library: str) -> list[str]:
 
 def network_facts(library: str, network: str) -> NetworkFacts:
     """Return what the library says about a network; raises UserError with the nearest names for one it has not."""
+    if library == "textbook":
+        _check_name(library, network)
+        return NetworkFacts((0.5,) * 3, (0.5,) * 3, 64, "bilinear", 10, "none needed: it has no weights")
     return _timm_facts(network) if library == "timm" else _torchvision_facts(network)
 
 
@@ -71,6 +78,10 @@ def build_network(library: str, network: str, classes: int | None = None) -> nn.
         import timm
 
         model: nn.Module = timm.create_model(network, pretrained=False, **options)
+    elif library == "textbook":
+        from stages.backbones.textbook import small_cnn
+
+        model = small_cnn(classes or facts.classes)
     else:
         from torchvision import models
 

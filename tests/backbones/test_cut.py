@@ -30,6 +30,7 @@ NETWORKS = [
     ("torchvision", "squeezenet1_1", 64, ["features.2", "features.7", "classifier.1"]),
     ("torchvision", "googlenet", 64, ["maxpool1", "inception4b", "pooled"]),
     ("timm", "mixnet_s", 64, ["blocks.3", "pooled"]),
+    ("textbook", "small_cnn", 64, ["conv1", "relu1", "pool1", "conv2", "pool2", "average", "hidden", "pooled"]),
     ("torchvision", "regnet_y_400mf", 64, ["trunk_output.block2", "pooled"]),
 ]
 

@@ -32,6 +32,11 @@ class Above(nn.Module):
         logits: Tensor = self.head(self.dropout(self.body(activations)))
         return logits
 
+    @property
+    def lower(self) -> nn.Module:
+        """The network's own modules, by their own names."""
+        return self.body.network if isinstance(self.body, Pixels) else self.body
+
     def groups(self) -> dict[str, list[str]]:
         """Return the names of all parameters by the layer that they belong to, from the cut up; the head comes last.
 

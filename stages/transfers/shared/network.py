@@ -29,7 +29,8 @@ IMAGES_AT_ONCE = 32
 class NetworkModel:
     """A network above the cut with its weights, as arrays.
 
-    facts : what model.json holds; `above` says how the network is built again, `views` which views are averaged
+    facts : what model.json holds; `above` says how the network is built again, `views` which views are averaged, and
+        by its `temperature` logits are divided
     history : a row per epoch
     """
 
@@ -70,7 +71,7 @@ class NetworkModel:
     def predict_proba(self, activations: Singles) -> Floats:
         """Return the probabilities (n, classes) for activations (n, views, *shape): the mean over the views."""
         views = range(activations.shape[1]) if self.facts["views"] == "all" else [0]
-        return predict(self.network, activations, views)
+        return predict(self.network, activations, views, self.facts["temperature"])
 
     def save(self, folder: Path) -> None:
         """Write the model into a folder."""
@@ -91,9 +92,14 @@ def load_arrays(network: torch.nn.Module, arrays: dict[str, NDArray[Any]]) -> No
     network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
 
 
-def predict(network: torch.nn.Module, activations: Activations, views: Sequence[int] | range) -> Floats:
-    """Return the probabilities (n, classes) that a network in eval mode gives, averaged over some views."""
-    total = sum(softmax(outputs(network, activations, view).astype(np.float64)) for view in views)
+def predict(
+    network: torch.nn.Module, activations: Activations, views: Sequence[int] | range, temperature: float
+) -> Floats:
+    """Return the probabilities (n, classes) that a network in eval mode gives, averaged over some views.
+
+    temperature : its logits are divided by it.
+    """
+    total = sum(softmax(outputs(network, activations, view).astype(np.float64) / temperature) for view in views)
     probabilities: Floats = np.asarray(total) / len(views)
     return probabilities
 
@@ -115,17 +121,18 @@ def outputs(network: torch.nn.Module, activations: Activations, view: int) -> Si
 
 def _batches(activations: Activations, view: int) -> Iterator[tuple[torch.Tensor, int]]:
     """Yield whole batches, the last filled up with zeros, and how many images of each count."""
+    import torch
+
     for start in range(0, max(len(activations), 1), IMAGES_AT_ONCE):
         rows = np.arange(start, min(start + IMAGES_AT_ONCE, len(activations)))
         batch = activations[rows, np.full(len(rows), view)]
         whole = np.zeros((IMAGES_AT_ONCE, *batch.shape[1:]), np.float32)
         whole[: len(rows)] = batch
-        yield to_tensor(whole), len(rows)
+        yield channels_last(torch.from_numpy(whole)), len(rows)
 
 
-def to_tensor(batch: NDArray[np.float32]) -> torch.Tensor:
-    """Return a batch as a tensor, its channels last in memory where it is of maps, as convolutions like it best."""
+def channels_last(batch: torch.Tensor) -> torch.Tensor:
+    """Return a batch with its channels last in memory where it is of maps, as convolutions like it best."""
     import torch
 
-    tensor = torch.from_numpy(batch)
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+    return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch

@@ -4,8 +4,10 @@
    distort what was transferred). Kumar et al., ICLR 2022, arXiv:2202.10054.
 2. AdamW, the rate rising in the first epoch and then falling to zero along a half cosine; lower layers learn slower.
 3. The weights that count are a running average of those that are trained (EMA), batch norm's statistics included.
-4. The epoch of lowest validation log loss is kept. `refit: true` then trains once more on training and validation
-   together, along the same course, up to that epoch.
+4. The epoch of lowest validation log loss is kept. Networks grow too sure of themselves long before they stop getting
+   better, so the loss is that of logits divided by the temperature that suits them best, one number fitted on
+   validation, which the model keeps. Guo et al., ICML 2017, arXiv:1706.04599, section 4.2.
+5. `refit: true` then trains once more on training and validation together, along the same course, up to that epoch.
 
 An epoch draws each image once, in one of its stored views. A batch norm of which nothing is trained keeps its
 statistics; the others' move. After each epoch all that the rest depends on is kept in a checkpoint: a training that was
@@ -28,7 +30,8 @@ from stages.files import new_file
 from stages.params import Transfer, suggest
 from stages.threads import in_threads
 from stages.transfers import Part, TrainingData
-from stages.transfers.shared.network import NetworkModel, load_arrays, outputs, predict, to_arrays, to_tensor
+from stages.transfers.shared.augmentation import Augmentation, augmentation
+from stages.transfers.shared.network import NetworkModel, channels_last, load_arrays, outputs, to_arrays
 from stages.transfers.shared.shallow import (
     ClassWeight,
     Linear,
@@ -37,6 +40,7 @@ from stages.transfers.shared.shallow import (
     fit_shallow,
     log_loss,
     logistic_heads,
+    softmax,
 )
 
 if TYPE_CHECKING:
@@ -92,6 +96,9 @@ class TrainingParams(Transfer):
     jitter: float = Field(
         0.0, ge=0, le=1, description="largest shift of a channel's activations, as a share of their range (FroFA)"
     )
+    augment: list[Augmentation] = Field(
+        [], description="with cut image: changes drawn for each image in each epoch, one after the other"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the head's inputs that a training step leaves out")
     stochastic_depth: float = Field(
         0.0,
@@ -118,6 +125,8 @@ def problem(params: TrainingParams, features: Features, dataset: Dataset) -> str
         return (
             f"kind {params.kind} trains what lies above one cut: name features with a cut, one image_size and no layers"
         )
+    if params.augment and features.cut != "image":
+        return "transfer.augment changes pixels, which only features with cut: image hold; store views of the images"
     if params.soft_labels and dataset.label.soft is None:
         return "transfer.soft_labels: the data set has no soft labels; name their column as label.soft"
     return None
@@ -163,6 +172,7 @@ def train(
         where = torch.device(device())
         course = _course(params, data, seed, penalty, where, [data.training], params.epochs, "choice")
         epoch = int(np.argmin([row["validation_log_loss"] for row in course.history])) + 1
+        temperature = course.history[epoch - 1]["temperature"]
         arrays, history = course.best, course.history
         if params.refit:
             both = [data.training, data.validation]
@@ -172,6 +182,7 @@ def train(
         "classes": data.classes,
         "views": "all" if params.average_views else "identity",
         "chosen": {"epoch": epoch},
+        "temperature": temperature,
         "trained_parameters": sum(p.numel() for p in course.network.parameters() if p.requires_grad),
         "operations": _operations(course.network, data.training),
         "above": data.facts,
@@ -227,7 +238,7 @@ def _course(
         loss = _epoch(params, course, images, per_epoch, extra, where)
         row = {"epoch": epoch + 1, "training_log_loss": loss}
         if name == "choice":
-            row["validation_log_loss"] = _validation_loss(params, course, data)
+            row["validation_log_loss"], row["temperature"] = _validation_loss(params, course, data)
         if not all(math.isfinite(value) for value in row.values()):
             raise UserError(
                 f"the loss is no longer finite in epoch {epoch + 1}: lower learning_rate {params.learning_rate:g}"
@@ -250,7 +261,7 @@ def _choose_trained(network: Above, wanted: Sequence[str]) -> None:
 
     if "all" in wanted:
         return
-    modules = dict(network.body.named_modules())
+    modules = dict(network.lower.named_modules())
     chosen = {id(p) for p in network.head.parameters()}
     for name in wanted:
         if name == "norms":
@@ -322,7 +333,7 @@ def _settle(network: Above, part: Part, batch_size: int) -> None:
     with torch.no_grad():
         for rows in np.array_split(order, -(-len(order) // batch_size) or 1):
             if len(rows):
-                network.body(to_tensor(part.activations[rows, np.zeros_like(rows)]).to(where))
+                network.body(channels_last(torch.from_numpy(part.activations[rows, np.zeros_like(rows)])).to(where))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
@@ -386,6 +397,7 @@ class _Images:
 
     def __init__(self, params: TrainingParams, parts: Sequence[Part], data: TrainingData) -> None:
         self._parts, self._ends = parts, np.cumsum([len(part.labels) for part in parts])
+        self.side = int(parts[0].activations.shape[-1])
         self.count, self.views = int(self._ends[-1]), parts[0].activations.shape[1] if params.views == "all" else 1
         labels = np.concatenate([part.labels for part in parts])
         hard = np.eye(len(data.classes), dtype=np.float32)[labels]
@@ -429,8 +441,10 @@ def _epoch(
     total = 0.0
     batches = zip(drawn, in_threads(images.read, drawn, threads=1), strict=True)
     shown = progress(batches, images.count, "image", lambda batch: len(batch[1]))
+    augment = augmentation(params.augment, images.side) if params.augment else None
     for (rows, _), activations in shown:
-        inputs, targets = to_tensor(activations).to(where), torch.from_numpy(images.targets[rows]).to(where)
+        pixels = torch.from_numpy(activations) if augment is None else augment(torch.from_numpy(activations))
+        inputs, targets = channels_last(pixels).to(where), torch.from_numpy(images.targets[rows]).to(where)
         weights = torch.from_numpy(images.weights[rows]).to(where)
         inputs, targets, weights = _mixed(params, inputs, targets, weights)
         step_size = rate(params, course.steps, per_epoch)
@@ -525,16 +539,33 @@ def _average(course: Course, keep: float) -> None:
             course.average[name].copy_(state[name])
 
 
-def _validation_loss(params: TrainingParams, course: Course, data: TrainingData) -> float:
-    """Return the log loss on validation of the averaged weights, of the images as they are."""
+def _validation_loss(params: TrainingParams, course: Course, data: TrainingData) -> tuple[float, float]:
+    """Return the log loss on validation of the averaged weights, of the images as they are, and its temperature."""
     network = course.network
     kept = to_arrays(network)
     network.load_state_dict(course.average)
-    probabilities = predict(network.eval(), data.validation.activations, [0])
+    logits = outputs(network.eval(), data.validation.activations, 0).astype(np.float64)
     load_arrays(network, kept)
     labels = data.validation.labels
     weights: Floats = class_weights(params.class_weight, data.training.labels, data.classes)[labels]
-    return log_loss(probabilities, labels, weights)
+    return fit_temperature(logits, labels, weights)
+
+
+def fit_temperature(logits: Floats, labels: Indices, weights: Floats) -> tuple[float, float]:
+    """Return the lowest weighted log loss (nats) of logits (n, classes) divided by a temperature, and that temperature.
+
+    It is sought between 1/20 and 20; where logits are not finite the loss is not, either.
+    """
+    from scipy.optimize import minimize_scalar
+
+    if not np.isfinite(logits).all():
+        return math.nan, 1.0
+
+    def loss(log_temperature: float) -> float:
+        return log_loss(softmax(logits / math.exp(log_temperature)), labels, weights)
+
+    found = minimize_scalar(loss, bounds=(-math.log(20), math.log(20)), method="bounded", options={"xatol": 1e-6})
+    return float(found.fun), math.exp(found.x)
 
 
 def _operations(network: Above, part: Part) -> int:
