@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from stages.backbones.backbone import Backbone, load_backbone
 from stages.backbones.engines import open_engine
 from stages.backbones.passes import LOGITS, Passes
+from stages.backbones.trained import backbone_folder
 from stages.cli import UserError, progress, run_stage
 from stages.files import COSTS, DATA, FEATURES, hash_json, write_json
 from stages.params import Features
@@ -43,7 +45,8 @@ _NETWORK = ("library", "network", "weights_hash", "mean", "std")
 def extract(name: str, entry: Features) -> None:
     """Write data/features/<name>/ as its entry in params.yaml describes it, and what it has cost."""
     images = read_images(entry.images)
-    backbone = load_backbone(DATA / entry.backbone)
+    folder = backbone_folder(DATA / entry.backbone)
+    backbone = load_backbone(folder)
     cache, columns = ActivationCache(_context(entry, backbone)), _columns(entry)
     digests, rows = np.unique(to_digests(images.image_hashes), return_index=True)
     rejected: dict[str, str] = {}
@@ -54,7 +57,7 @@ def extract(name: str, entry: Features) -> None:
         stored = cache.find(digests[decodable], columns)
         if stored.complete:
             with suppress(DamagedShardError):
-                _write(name, entry, backbone, stored, rejected)
+                _write(name, entry, backbone, stored, rejected, folder)
                 return
         else:
             rejected |= _compute(images, rows[decodable], stored, entry, backbone, cache)
@@ -135,7 +138,9 @@ def _blocks(entry: Features, stored: Stored) -> list[_Block]:
     return blocks
 
 
-def _write(name: str, entry: Features, backbone: Backbone, stored: Stored, rejected: Mapping[str, str]) -> None:
+def _write(
+    name: str, entry: Features, backbone: Backbone, stored: Stored, rejected: Mapping[str, str], folder: Path
+) -> None:
     """Write the output and what it has cost; raises DamagedShardError."""
     blocks = _blocks(entry, stored)
     shape = (blocks[-1].stop, *stored.shape(stored.columns[0])[1:])
@@ -160,7 +165,7 @@ def _write(name: str, entry: Features, backbone: Backbone, stored: Stored, rejec
     activations = _activations(stored, entry, blocks, shape, dtype)
     rows_of_logits = _logits(stored, logits) if logits else ()
     hashes = to_hashes(stored.digests)
-    write_features(FEATURES / name, facts, hashes, rejected, activations, rows_of_logits, DATA / entry.backbone)
+    write_features(FEATURES / name, facts, hashes, rejected, activations, rows_of_logits, folder)
     _write_cost(name, stored)
 
 

@@ -115,7 +115,8 @@ class Features(Entry):
 
     images: str = Field(description="key of the download that brings the images")
     backbone: str = Field(
-        pattern=r"^raw/[A-Za-z][A-Za-z0-9_-]*$", description="raw/ and the key of the download that brings the weights"
+        pattern=r"^(raw|models)/[A-Za-z][A-Za-z0-9_-]*$",
+        description="raw/ and the key of the download that brings the weights, or models/ and that of a run",
     )
     image_size: OneOrMany[Annotated[int, Field(ge=8, le=2048)]] = Field(
         description="side of the square that the network sees, in pixels; several are concatenated (cut: pooled)"
@@ -387,10 +388,12 @@ def _references(params: Params) -> Iterator[tuple[str, str]]:
     for level, entries in (("datasets", params.datasets), ("features", params.features)):
         for name, entry in typing.cast("Mapping[str, Dataset | Features]", entries).items():
             yield from _wrong(f"{level}.{name}.images", entry.images, images, "brings no images")
+    trained = [k for k, run in params.runs.items() if _trains_network(run)]
+    known = [*(f"raw/{k}" for k in weights), *(f"models/{k}" for k in trained)]
     for name, features in params.features.items():
-        yield from _wrong(
-            f"features.{name}.backbone", features.backbone, [f"raw/{k}" for k in weights], "brings no weights"
-        )
+        yield from _wrong(f"features.{name}.backbone", features.backbone, known, "brings no weights")
+        if name in _behind(params, name):
+            yield f"params.yaml: features.{name}.backbone: {features.backbone} is itself trained on {name}", ""
     for name, run in params.runs.items():
         yield from _wrong(f"runs.{name}.dataset", run.dataset, params.datasets, "is no data set")
         yield from _wrong(f"runs.{name}.features", run.features, params.features, "is none of the features")
@@ -405,6 +408,8 @@ def _references(params: Params) -> Iterator[tuple[str, str]]:
             )
         if run.repeats is not None and run.repeats > dataset.split.repeats:
             yield f"params.yaml: runs.{name}.repeats is {run.repeats}: {run.dataset} has {dataset.split.repeats}", ""
+        if not isinstance(run.transfer, Transfer):
+            continue  # what is wrong with it has been said
         problem = getattr(kind_module("transfers", run.transfer.kind), "problem", None)
         if problem is not None and (reason := problem(run.transfer, features, dataset)):
             yield f"params.yaml: runs.{name}: {reason}", ""
@@ -413,6 +418,25 @@ def _references(params: Params) -> Iterator[tuple[str, str]]:
         yield from _wrong(place, dataset_name, params.datasets, "is no data set")
         of_dataset = [k for k, run in params.runs.items() if run.dataset == dataset_name]
         yield from _wrong(place, run_name, of_dataset, f"is no run of {dataset_name}")
+
+
+def _trains_network(run: Run) -> bool:
+    """Whether a run, valid or not, is of a kind that trains a network."""
+    kind = run.transfer.get("kind") if isinstance(run.transfer, dict) else getattr(run.transfer, "kind", None)
+    return kind in kinds("transfers") and bool(getattr(kind_module("transfers", str(kind)), "STREAMS", False))
+
+
+def _behind(params: Params, features: str) -> set[str]:
+    """Return the features that some features' backbone was trained on, and those behind these."""
+    found: set[str] = set()
+    todo = [features]
+    while todo:
+        entry = params.features.get(todo.pop())
+        room, _, name = entry.backbone.partition("/") if entry else ("", "", "")
+        if room == "models" and name in params.runs and params.runs[name].features not in found:
+            found.add(params.runs[name].features)
+            todo.append(params.runs[name].features)
+    return found
 
 
 def _wrong(place: str, name: str, known: Iterable[str], what: str) -> Iterator[tuple[str, str]]:

@@ -239,6 +239,27 @@ def test_logits_of_a_network_that_does_not_run_are_refused(tmp_path: Path) -> No
     assert problem.startswith("features.lite0: with cut: image no network is run that could give logits")
 
 
+PRETRAIN = (
+    "features:",
+    "features:\n  own: {images: elpv, backbone: models/tuned, image_size: 224}"
+    "\n  maps: {images: elpv, backbone: raw/lite0, image_size: 224, cut: blocks.3}",
+)
+TUNED = ("runs:", "runs:\n  tuned: {dataset: cells, features: maps, transfer: {kind: fine_tune}}")
+
+
+def test_a_run_that_trains_a_network_can_be_a_backbone_and_no_other(tmp_path: Path) -> None:
+    assert read(tmp_path, PRETRAIN, TUNED).features["own"].backbone == "models/tuned"
+    wrong = (TUNED[0], TUNED[1].replace("fine_tune", "knn"))
+    assert problems(tmp_path, PRETRAIN, wrong) == [
+        "features.own.backbone: models/tuned brings no weights; known: raw/lite0"
+    ]
+
+
+def test_a_backbone_that_is_trained_on_its_own_features_is_refused(tmp_path: Path) -> None:
+    circle = (TUNED[0], TUNED[1].replace("features: maps", "features: own"))
+    assert problems(tmp_path, PRETRAIN, circle) == ["features.own.backbone: models/tuned is itself trained on own"]
+
+
 def test_symmetries_stand_for_all_eight_views(tmp_path: Path) -> None:
     features = read(tmp_path, ("image_size: 224", "image_size: 224, views: [symmetries]")).features["lite0"]
     assert features.all_views == list(SYMMETRIES)

@@ -77,8 +77,20 @@ def split(network: nn.Module, cut: str, image_size: int) -> Split:
     return Split(below, above, tuple(activation.shape[1:]))
 
 
-def body(network: nn.Module, cut: str, image_size: int) -> tuple[nn.Module, int]:
-    """Return what lies between a cut and the last linear layer, (B, *shape) -> what that reads (B, D), and D.
+@dataclass(frozen=True)
+class Body:
+    """What lies between a cut and the last linear layer: activation (B, *shape) -> what that reads (B, width).
+
+    classifier : the name of that layer; None where the network has none, and ends in what one would read.
+    """
+
+    part: nn.Module
+    width: int
+    classifier: str | None
+
+
+def body(network: nn.Module, cut: str, image_size: int) -> Body:
+    """Return what lies between a cut and the last linear layer.
 
     It shares its modules with the network, and is in eval mode. Raises UserError as `split` does, and when the logits
     do not come from one linear layer.
@@ -97,7 +109,7 @@ def body(network: nn.Module, cut: str, image_size: int) -> tuple[nn.Module, int]
         pooled = cast("Tensor", run.pooled)
         if not torch.equal(part(activation), pooled):
             raise UserError(f"cut: {cut}: what lies above it does not compute what the network does; name another")
-    return part, pooled.shape[1]
+    return Body(part, pooled.shape[1], run.classifier)
 
 
 def _above(network: nn.Module, traced: _Traced, end: fx.Node, at: fx.Node, activation: Tensor) -> fx.GraphModule:

@@ -19,11 +19,15 @@ from stages.threads import thread_count
 
 
 class Above(nn.Module):
-    """The trained part: activation (B, *shape) -> logits (B, classes); `body` gives what `head` reads (B, D)."""
+    """The trained part: activation (B, *shape) -> logits (B, classes); `body` gives what `head` reads (B, D).
 
-    def __init__(self, lower: nn.Module, width: int, classes: int):
+    classifier : the name of the layer of the network's own that the head takes the place of.
+    """
+
+    def __init__(self, lower: nn.Module, width: int, classes: int, classifier: str | None):
         super().__init__()
         self.body, self.dropout, self.head = lower, nn.Dropout(0.0), nn.Linear(width, classes)
+        self.classifier = classifier
         nn.init.zeros_(self.head.weight)  # it knows nothing yet
         nn.init.zeros_(self.head.bias)
 
@@ -80,9 +84,9 @@ def lying_above(network: nn.Module, facts: Mapping[str, Any], cut: str, image_si
 
     facts : what network.json says. Raises UserError for a cut that is none.
     """
-    part, width = body(network, cut, image_size)
-    lower = Pixels(part, facts["mean"], facts["std"]) if cut == IMAGE else part
-    return Above(lower, width, classes).requires_grad_(True)
+    found = body(network, cut, image_size)
+    lower = Pixels(found.part, facts["mean"], facts["std"]) if cut == IMAGE else found.part
+    return Above(lower, found.width, classes, found.classifier).requires_grad_(True)
 
 
 def built_above(facts: Mapping[str, Any], cut: str, image_size: int, classes: int) -> Above:

@@ -185,7 +185,7 @@ def train(
         "temperature": temperature,
         "trained_parameters": sum(p.numel() for p in course.network.parameters() if p.requires_grad),
         "operations": _operations(course.network, data.training),
-        "above": data.facts,
+        "above": {**data.facts, "classifier": course.network.classifier},
     }
     if params.average_views:
         facts["operations"] *= data.training.activations.shape[1]
