@@ -9,9 +9,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import RLock
 from typing import TypeVar
 
 from stages.cli import UserError
+
+TORCH = RLock()
+"""Held while a network is traced, or runs in torch: torch.fx traces by changing what all threads call."""
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -43,12 +43,18 @@ features:
     {images: photos, backbone: raw/lite0, image_size: [64, 48], layers: [blocks.3, pooled], views: [identity, turn90]}
   half: {images: photos, backbone: raw/lite0, image_size: 32, resize: stretch, dtype: float16, logits: true}
   pixels: {images: photos, backbone: raw/lite0, image_size: 16, cut: image}
+  maps: {images: photos, backbone: raw/lite0, image_size: 64, cut: blocks.5, views: [identity, flip], dtype: float16}
+  images: {images: photos, backbone: raw/lite0, image_size: 32, cut: image}
+  own: {images: photos, backbone: models/tuned, image_size: 64}
 runs:
   probe: {dataset: cells, features: plain, final: true, transfer: {kind: logistic, C: 0.1}}
   svm: {dataset: cells, features: many, transfer: {kind: rbf_svm, C: 10.0}}
   mlp: {dataset: cells, features: many, transfer: {kind: mlp, epochs: 3}}
   half: {dataset: cells, features: half, transfer: {kind: nearest_mean}}
   pixels: {dataset: cells, features: pixels, transfer: {kind: logistic, C: 0.01}}
+  tuned: {dataset: cells, features: maps, final: true, transfer: {kind: fine_tune, epochs: 2}}
+  whole: {dataset: cells, features: images, repeats: 1, transfer: {kind: fine_tune, epochs: 1, augment: [flip]}}
+  on-tuned: {dataset: cells, features: own, transfer: {kind: logistic, C: 0.1}}
 compare: {}
 """
 
@@ -91,15 +97,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(root)
         set_environment(patch, root)
         params = read_params()
-        for level, stages in (
-            ("downloads", [fetch]),
-            ("datasets", [prepare]),
-            ("features", [extract]),
-            ("runs", [finetune, evaluate]),
-        ):
-            for name in getattr(params, level):
-                for stage in stages:
-                    stage(name, params.entry(level, name))
+        order = [(fetch, "downloads", name) for name in params.downloads]
+        order += [(prepare, "datasets", name) for name in params.datasets]
+        late = ("own", "on-tuned")  # need what another run has trained
+        for wanted in (lambda name: name not in late, lambda name: name in late):
+            order += [(extract, "features", name) for name in filter(wanted, params.features)]
+            order += [(stage, "runs", name) for name in filter(wanted, params.runs) for stage in (finetune, evaluate)]
+        for stage, level, name in order:
+            stage(name, params.entry(level, name))
     return root
 
 
@@ -127,13 +132,43 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, stdin: str = "") 
 
 
 @pytest.mark.parametrize(
-    ("name", "repeat"), [("probe", 0), ("probe", 1), ("svm", 0), ("mlp", 1), ("half", 0), ("pixels", 0)]
+    ("name", "repeat"),
+    [
+        *[("probe", 0), ("probe", 1), ("svm", 0), ("mlp", 1), ("half", 0), ("pixels", 0)],
+        *[("tuned", 0), ("tuned", 1), ("whole", 0), ("on-tuned", 1)],
+    ],
 )
 def test_prediction_equals_what_evaluate_stored(name: str, repeat: int, here: Path) -> None:
     expected = stored(here, name, repeat)
     assert {Path(path).suffix for path in expected} == {".png", ".jpg"}
     found = Predictor(model_folder(name, repeat)).predict([Path(path).read_bytes() for path in expected])
     np.testing.assert_allclose(np.array(found), np.array(list(expected.values())), rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_trained_network_s_test_rows_are_never_read_in_training() -> None:
+    """Its history is of training and validation alone: spoil the test images' rows, and nothing changes."""
+    from stages.finetune import finetune
+    from stages.samples.table import read_samples
+    from stages.store.activations import read_features
+
+    params, samples, store = read_params(), read_samples("cells"), read_features("maps")
+    before = {p: p.read_bytes() for p in sorted(Path("data/models/tuned/repeat-0").glob("*.*"))}
+    shard = store.folder / "activations-00000.npy"
+    kept = shard.read_bytes()
+    try:
+        rows = np.load(shard)
+        rows[store.rows([samples.image_hashes[i] for i in samples.part(0, "test")])] = np.nan
+        np.save(shard, rows)
+        run = params.entry("runs", "tuned").model_copy(update={"repeats": 1, "final": False})
+        shutil.copytree("data/models/tuned", "data/models/kept")
+        finetune("tuned", run)
+        after = {p: p.read_bytes() for p in sorted(Path("data/models/tuned/repeat-0").glob("*.*"))}
+        assert after == before
+    finally:
+        shard.write_bytes(kept)
+        shutil.rmtree("data/models/tuned")
+        shutil.move("data/models/kept", "data/models/tuned")
 
 
 def test_prediction_of_an_image_does_not_depend_on_those_beside_it(here: Path) -> None:

@@ -21,7 +21,6 @@ import warnings
 from abc import ABC, abstractmethod
 from importlib.metadata import version
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -31,7 +30,7 @@ from stages.cli import UserError
 from stages.files import hash_file, hash_json, new_file, write_json
 from stages.params import Features
 from stages.store.location import cache_root
-from stages.threads import thread_count
+from stages.threads import TORCH, thread_count
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -141,7 +140,7 @@ class _Frozen(Engine):
     def __init__(self, backbone: Backbone, features: Features):
         self.backbone, self.features = backbone, features
         self.names = (*features.all_layers, *(["logits"] if features.logits else []))
-        self.lock = Lock()
+        self.lock = TORCH
 
     def whole(self, size: int, only: str | None = None) -> FromPixels:
         """The part below the cut that reads three channels, with nothing folded; `only` for one of its outputs."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stages.threads import TORCH
 from stages.transfers.shared.shallow import softmax
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class NetworkModel:
         from stages.transfers.shared.above import built_above
 
         above = self.facts["above"]
-        network = built_above(above["network"], above["cut"], above["image_size"], len(self.facts["classes"]))
+        with TORCH:
+            network = built_above(above["network"], above["cut"], above["image_size"], len(self.facts["classes"]))
         load_arrays(network, self.arrays)
         return network.eval()
 
@@ -111,7 +113,7 @@ def outputs(network: torch.nn.Module, activations: Activations, view: int) -> Si
     from stages.backbones.cut import plain_attention
     from stages.transfers.shared.above import all_cores
 
-    with torch.inference_mode(), all_cores(), plain_attention():
+    with TORCH, torch.inference_mode(), all_cores(), plain_attention():
         device = next(network.parameters(), torch.empty(0)).device
         found = [
             network(batch.to(device)).float().cpu().numpy()[:count] for batch, count in _batches(activations, view)

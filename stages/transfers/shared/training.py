@@ -238,7 +238,7 @@ def _course(
         loss = _epoch(params, course, images, per_epoch, extra, where)
         row = {"epoch": epoch + 1, "training_log_loss": loss}
         if name == "choice":
-            row["validation_log_loss"], row["temperature"] = _validation_loss(params, course, data)
+            row |= _validate(params, course, data)
         if not all(math.isfinite(value) for value in row.values()):
             raise UserError(
                 f"the loss is no longer finite in epoch {epoch + 1}: lower learning_rate {params.learning_rate:g}"
@@ -539,8 +539,8 @@ def _average(course: Course, keep: float) -> None:
             course.average[name].copy_(state[name])
 
 
-def _validation_loss(params: TrainingParams, course: Course, data: TrainingData) -> tuple[float, float]:
-    """Return the log loss on validation of the averaged weights, of the images as they are, and its temperature."""
+def _validate(params: TrainingParams, course: Course, data: TrainingData) -> dict[str, float]:
+    """Return log loss, its temperature and accuracy on validation: of the averaged weights, of images as they are."""
     network = course.network
     kept = to_arrays(network)
     network.load_state_dict(course.average)
@@ -548,7 +548,9 @@ def _validation_loss(params: TrainingParams, course: Course, data: TrainingData)
     load_arrays(network, kept)
     labels = data.validation.labels
     weights: Floats = class_weights(params.class_weight, data.training.labels, data.classes)[labels]
-    return fit_temperature(logits, labels, weights)
+    loss, temperature = fit_temperature(logits, labels, weights)
+    right = float((logits.argmax(axis=1) == labels).mean())
+    return {"validation_log_loss": loss, "temperature": temperature, "validation_accuracy": right}
 
 
 def fit_temperature(logits: Floats, labels: Indices, weights: Floats) -> tuple[float, float]:
