@@ -1,7 +1,7 @@
 """Put the runs side by side: which serves each data set best, by how much, how sure that is, and what it cost.
 
     reports/runs/<run>/ of every run in params.yaml
-        ->  reports/leaderboard.csv, leaderboard.md, comparisons.json, report.html
+        ->  reports/leaderboard.csv, leaderboard.md, labels.csv, comparisons.json, report.html
 
 Runs that params.yaml does not name are not looked at, whatever lies in reports/runs/.
 
@@ -14,6 +14,7 @@ from stages.cli import UserError, run_stage
 from stages.files import REPORTS, write_json, write_text
 from stages.params import Params
 from stages.scoring.comparison import compare_runs, comparison_content
+from stages.scoring.labels import label_rows, labels_csv
 from stages.scoring.leaderboard import csv_text, leaderboard_rows, markdown
 from stages.scoring.page import page
 from stages.scoring.records import read_record
@@ -29,6 +30,7 @@ def compare(params: Params) -> None:
     content = comparison_content(comparison)
     write_text(REPORTS / "leaderboard.csv", csv_text(rows))
     write_text(REPORTS / "leaderboard.md", markdown(rows, content))
+    write_text(REPORTS / "labels.csv", labels_csv(list(label_rows(params, records))))
     write_json(REPORTS / "comparisons.json", content)
     write_text(REPORTS / "report.html", page(params, records, comparison, rows))
 

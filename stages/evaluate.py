@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,7 @@ def evaluate(name: str, entry: Run) -> None:
         draw_pictures(folder / "pictures", outcomes, plots)
         draw_mistakes(folder / "pictures" / "mistakes.png", entry.dataset, outcomes)
     details = describe(samples, rows, outcomes, of_classes)
+    details["labels"] = dict(curve(name, samples, features, run, figures))
     record = Record(
         run=name,
         facts={fact: run[fact] for fact in FACTS},
@@ -75,15 +76,42 @@ def evaluate(name: str, entry: Run) -> None:
     print(summary(name, figures, details))
 
 
-def predict(name: str, samples: Samples, features: FeatureStore, repeats: int) -> tuple[Integers, Outcomes]:
+def curve(
+    name: str, samples: Samples, features: FeatureStore, run: dict[str, Any], figures: dict[str, Estimate]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield for each budget of labels how many labels that were, and the figures; nothing where there is one alone."""
+    *fewer, most = run["budgets"]
+    for budget in fewer:
+        _, outcomes = predict(name, samples, features, run["repeats"], f"labels-{budget}/")
+        found, _ = estimates(outcomes)
+        yield str(budget), {"labels": _labels(samples, run["repeats"], budget), **flat(found)}
+    if fewer:
+        yield str(most), {"labels": _labels(samples, run["repeats"], most), **flat(figures)}
+
+
+def _labels(samples: Samples, repeats: int, budget: int | str) -> float:
+    """Return how many labels a budget is, training and validation together: the mean over the repeats."""
+    counts = []
+    for repeat in range(repeats):
+        rows = np.concatenate([samples.part(repeat, part) for part in ("train", "validation")])
+        of_classes = np.bincount(samples.labels[rows], minlength=len(samples.classes))
+        counts.append(of_classes.sum() if budget == "all" else np.minimum(of_classes, budget).sum())
+    return float(np.mean(counts))
+
+
+def predict(
+    name: str, samples: Samples, features: FeatureStore, repeats: int, where: str = ""
+) -> tuple[Integers, Outcomes]:
     """Let the model of each repeat predict its test images; returns the row in `samples` of each prediction, too.
+
+    where : the folder in data/models/<run>/ that the models are in.
 
     Probabilities are rounded to float32, as they are stored: figures can be worked out again from the files.
     """
     tested = [samples.part(repeat, "test") for repeat in range(repeats)]
     rows = np.concatenate(tested)
     probabilities = [
-        predict_test(read_model(MODELS / name / f"repeat-{repeat}"), samples, features, part)
+        predict_test(read_model(MODELS / name / f"{where}repeat-{repeat}"), samples, features, part)
         for repeat, part in enumerate(tested)
     ]
     all_names, groups = samples.table["sample"].to_pylist(), samples.groups

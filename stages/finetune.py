@@ -10,6 +10,7 @@ all samples and is not scored. Each model's folder holds the frozen part too, so
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from dataclasses import replace
@@ -21,7 +22,7 @@ import numpy as np
 
 from stages.backbones.engines import device
 from stages.cli import UserError, run_stage
-from stages.files import COSTS, MODELS, hash_file, hash_json, link_or_copy, new_folder, write_json
+from stages.files import COSTS, MODELS, hash_bytes, hash_file, hash_json, link_or_copy, new_folder, write_json
 from stages.params import kind_module
 from stages.samples.table import read_samples
 from stages.store.activations import read_features
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from stages.samples.table import Samples
     from stages.store.activations import FeatureStore
     from stages.store.models import Model
+
+    Rows = NDArray[np.int64]
     from stages.transfers.shared.above import Above
 
 CHECKED_BYTES = 64 * 2**20
@@ -47,15 +50,23 @@ FROZEN_PART = ("backbone.safetensors", "network.json", "features.json")
 
 def finetune(name: str, run: Run) -> None:
     """Write data/models/<name>/ as its entry in params.yaml describes it, and what the training has cost."""
-    start, used = time.monotonic(), core_seconds()
     samples, features = read_samples(run.dataset), read_features(run.features)
     repeats = run.repeats or samples.repeats
     if repeats > samples.repeats:
         raise UserError(f"params.yaml: runs.{name}.repeats is {repeats}: {run.dataset} has {samples.repeats}")
     with new_folder(MODELS / name) as folder:
+        *fewer, most = run.budgets
+        for budget in fewer:
+            for repeat in range(repeats):
+                few = _train(name, run, samples, features, repeat, ("train",), budget)
+                write_model(folder / f"labels-{budget}" / f"repeat-{repeat}", few)
+        start, used = (
+            time.monotonic(),
+            core_seconds(),
+        )  # what fewer labels cost is the price of the curve, not the run's
         models: list[Model] = []
         for repeat in range(repeats):
-            model = _train(name, run, samples, features, repeat, ("train",))
+            model = _train(name, run, samples, features, repeat, ("train",), most)
             _write(folder / f"repeat-{repeat}", model, features)
             models.append(model)
         if run.final:
@@ -78,9 +89,38 @@ def finetune(name: str, run: Run) -> None:
         shutil.rmtree(_checkpoints(run, samples, features), ignore_errors=True)  # last: a kill costs an epoch, no more
 
 
-def _train(name: str, run: Run, samples: Samples, features: FeatureStore, repeat: int, parts: tuple[str, ...]) -> Model:
-    """Train one model on some parts of a repeat and validate it on the validation part."""
+def labelled(samples: Samples, repeat: int, parts: tuple[str, ...], budget: int | None) -> tuple[Rows, Rows]:
+    """Return the rows to train on and those to validate on, of each class as many together as a budget allows.
+
+    Fewer labels are a part of more, and the same for all runs: images come in the order of a hash of their hash. Their
+    share that validates is that of the split, one of each class at least.
+    """
     rows = np.sort(np.concatenate([samples.part(repeat, part) for part in parts]))
+    validation = samples.part(repeat, "validation")
+    if budget is None:
+        return rows, validation
+    held_out = max(1, round(budget * len(validation) / (len(rows) + len(validation))))
+    return _first(samples, rows, repeat, budget - held_out), _first(samples, validation, repeat, held_out)
+
+
+def _first(samples: Samples, rows: Rows, repeat: int, count: int) -> Rows:
+    hashes, labels = samples.image_hashes, samples.labels
+    order = sorted(rows.tolist(), key=lambda row: hash_bytes(f"{repeat} {hashes[row]}".encode()))
+    chosen = [[row for row in order if labels[row] == c][:count] for c in range(len(samples.classes))]
+    return np.array(sorted(itertools.chain.from_iterable(chosen)), np.int64)
+
+
+def _train(
+    name: str,
+    run: Run,
+    samples: Samples,
+    features: FeatureStore,
+    repeat: int,
+    parts: tuple[str, ...],
+    budget: int | None = None,
+) -> Model:
+    """Train one model on some parts of a repeat, within a budget of labels, and validate it on the validation part."""
+    rows, validation = labelled(samples, repeat, parts, budget)
     missing = np.flatnonzero(np.bincount(samples.labels[rows], minlength=len(samples.classes)) == 0)
     if len(missing):
         absent = ", ".join(samples.classes[c] for c in missing)
@@ -88,7 +128,6 @@ def _train(name: str, run: Run, samples: Samples, features: FeatureStore, repeat
     method = kind_module("transfers", run.transfer.kind)
     streams = _streams(run)
     views = ["identity"] if not streams and getattr(run.transfer, "views", None) == "identity" else None
-    validation = samples.part(repeat, "validation")
     data = TrainingData(
         samples.classes,
         training=_read(samples, features, rows, views, streams),
@@ -96,7 +135,7 @@ def _train(name: str, run: Run, samples: Samples, features: FeatureStore, repeat
     )
     try:
         if streams:
-            course = f"repeat-{repeat}-{'-'.join(parts)}"
+            course = f"repeat-{repeat}-{'-'.join(parts)}-{budget or 'all'}"
             data = _with_network(data, samples, features, _checkpoints(run, samples, features) / course)
         model: Model = method.fit(run.transfer, data, run.seed)
     except UserError as error:
@@ -194,6 +233,8 @@ def _facts(run: Run, samples: Samples, features: FeatureStore, models: list[Mode
         features.facts["entry"]["cut"] == "image" and module.FAMILY == "feature"
     )
     inputs = {**_inputs(run, samples, features), "repeats": len(models), "final": run.final}
+    if run.labels_per_class is not None:
+        inputs["labels_per_class"] = run.labels_per_class
     versions = {"method": module.VERSION, "preprocessing": features.facts["preprocessing_version"]}
     return {
         "fingerprint": hash_json({**inputs, "versions": versions}),
@@ -208,6 +249,7 @@ def _facts(run: Run, samples: Samples, features: FeatureStore, models: list[Mode
         "classes": samples.classes,
         "chosen": [model.chosen for model in models],
         "trained_parameters": models[0].trained_parameters,
+        "budgets": [budget or "all" for budget in run.budgets],
     }
 
 

@@ -176,6 +176,20 @@ class Run(Entry):
     repeats: int | None = Field(None, ge=1, description="use only so many of the data set's repeats")
     seed: int = Field(0, ge=0, description="seed of the training")
     final: bool = Field(False, description="also train a model on all samples; it is not scored")
+    labels_per_class: list[Annotated[int, Field(ge=2)] | Literal["all"]] | None = Field(
+        None,
+        min_length=1,
+        description="train with so many labels of each class, training and validation together, or all; the run's "
+        "figures are those with the most, the others make a curve",
+    )
+
+    @property
+    def budgets(self) -> list[int | None]:
+        """How many labels of each class to train with, from few to many; None is all."""
+        if self.labels_per_class is None:
+            return [None]
+        numbers = sorted({n for n in self.labels_per_class if n != "all"})
+        return [*numbers, *([None] if "all" in self.labels_per_class else [])]
 
 
 class Compare(Entry):

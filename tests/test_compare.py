@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from stages.params import Params
 from tests.scoring.made_up import make_outcomes, make_params, make_record, write_made_up
 
 ROOT = Path(__file__).parents[1]
-WRITTEN = ("leaderboard.csv", "leaderboard.md", "comparisons.json", "report.html")
+WRITTEN = ("leaderboard.csv", "leaderboard.md", "labels.csv", "comparisons.json", "report.html")
 
 
 @pytest.fixture
@@ -58,6 +59,30 @@ def test_run_that_was_not_evaluated_is_one_line_and_what_was_written_stays(param
     with pytest.raises(UserError, match=r"reports/runs/probe/outcomes.parquet is not there: run `dvc repro`"):
         compare(params)
     assert Path("reports/leaderboard.csv").read_bytes() == before
+
+
+def test_a_curve_over_labels_has_a_row_for_each_budget_and_a_line_in_the_report(params: Params) -> None:
+    compare(params)
+    assert Path("reports/labels.csv").read_text().count("\n") == 1  # the header: no run has several budgets
+    assert "How accuracy grows with labels" not in Path("reports/report.html").read_text()
+    record = make_record("svm", make_outcomes(np.arange(160) < 150))
+    most = {k: v for k, v in record.metrics.items() if isinstance(v, float)}
+    record.details["labels"] = {
+        "all": {"labels": 120.0, **most},
+        "10": {"labels": 20.0, **most, "accuracy": 0.75, "accuracy_low": 0.6, "accuracy_high": 0.8},
+    }
+    write_made_up(record)
+    compare(params)
+    with Path("reports/labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["run"], row["labels_per_class"], float(row["labels"])) for row in rows] == [
+        ("svm", "10", 20.0),
+        ("svm", "all", 120.0),
+    ]
+    assert [float(row["accuracy"]) for row in rows] == [0.75, pytest.approx(150 / 160)]
+    page = Path("reports/report.html").read_text()
+    assert "How accuracy grows with labels" in page
+    assert page.count("Accuracy over the number of labels for the runs on cells") == 2  # wide and narrow
 
 
 def test_params_without_runs_are_told_so(params: Params) -> None:

@@ -37,6 +37,7 @@ RUN_FACTS = {
     "dataset": "d" * 64,
     "features": "e" * 64,
     "repeats": 4,
+    "budgets": ["all"],
 }
 
 
@@ -205,6 +206,23 @@ def test_slices_are_the_images_with_a_value_and_what_has_no_slice_is_said(
         ]
         assert entry["auc"] == pytest.approx(np.mean(areas), abs=1e-6)
     assert [entry["images"] for entry in details["classes"]] == np.bincount(outcomes.truth).tolist()
+
+
+@pytest.mark.usefixtures("samples")
+def test_each_budget_of_labels_is_scored_by_its_own_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    slopes = {"": 2.0, "labels-10/": 1.0}
+    monkeypatch.setattr(
+        "stages.evaluate.read_model", lambda f: OneFeature(slopes["labels-10/" if "labels-10" in str(f) else ""])
+    )
+    write_json(Path("data/models/svm/run.json"), {**RUN_FACTS, "budgets": [10, "all"]})
+    evaluate("svm", RUN)
+    record = read_record("svm")
+    labels = record.details["labels"]
+    assert labels["all"]["log_loss"] == record.metrics["log_loss"]
+    assert labels["10"]["accuracy"] == labels["all"]["accuracy"]  # the same side of one half
+    assert labels["10"]["log_loss"] != labels["all"]["log_loss"]
+    assert labels["10"]["labels"] == 20
+    assert labels["all"]["labels"] == CELLS * 0.75
 
 
 def test_many_numbers_are_sliced_in_quarters_and_of_many_words_the_frequent_ones_are() -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from stages.cli import UserError
-from stages.finetune import finetune
+from stages.finetune import finetune, labelled
 from stages.params import Dataset, Label, Run, Split, kind_module, kinds
 from stages.samples.table import read_samples, write_samples
 from stages.store.activations import FeatureStore, write_features
@@ -278,6 +278,41 @@ def test_training_by_epochs_leaves_its_history() -> None:
     lines = Path("data/models/mlp/repeat-0/history.csv").read_text().splitlines()
     assert lines[0] == "epoch,training_log_loss,validation_log_loss"
     assert [line.split(",")[0] for line in lines[1:]] == ["1", "2", "3"]
+
+
+def test_a_budget_counts_training_and_validation_labels_and_smaller_ones_are_part_of_larger_ones() -> None:
+    samples = read_samples("cells")
+    for repeat in range(REPEATS):
+        test, before = set(samples.part(repeat, "test").tolist()), set[int]()
+        for budget in (2, 5, 10, 100):
+            training, validation = labelled(samples, repeat, ("train",), budget)
+            both = set(training.tolist()) | set(validation.tolist())
+            assert set(training.tolist()) <= set(samples.part(repeat, "train").tolist())
+            assert set(validation.tolist()) <= set(samples.part(repeat, "validation").tolist())
+            assert before <= both
+            assert not both & test
+            counts = np.bincount(LABELS[sorted(both)], minlength=2)
+            available = np.bincount(LABELS[[i for i in range(COUNT) if i not in test]], minlength=2)
+            assert (counts <= np.minimum(budget, available)).all()
+            assert budget == 100 or counts.max() == budget
+            before = both
+    whole = labelled(samples, 0, ("train",), None)
+    assert [len(rows) for rows in whole] == [len(samples.part(0, part)) for part in ("train", "validation")]
+
+
+def test_each_budget_has_its_models_and_the_largest_is_the_run() -> None:
+    write_dataset(np.arange(COUNT) % 2)
+    finetune("run", make_run(keys={"C": 0.1}, repeats=2, labels_per_class=["all", 4, 8]))
+    finetune("plain", make_run(keys={"C": 0.1}, repeats=2))
+    folder = Path("data/models/run")
+    assert {p.name for p in folder.iterdir()} == {"labels-4", "labels-8", "repeat-0", "repeat-1", "run.json"}
+    assert run_facts("run")["budgets"] == [4, 8, "all"]
+    for repeat in ("repeat-0", "repeat-1"):
+        assert contents(folder / repeat) == contents(Path("data/models/plain") / repeat)
+        assert contents(folder / "labels-4" / repeat).keys() == {"model.json", "model.safetensors"}
+    few, more = (read_model(folder / f"labels-{n}" / "repeat-0").predict_proba(make_activations()) for n in (4, 8))
+    assert not np.allclose(few, more)
+    assert run_facts("run")["fingerprint"] != run_facts("plain")["fingerprint"]
 
 
 def test_a_class_that_training_lacks_is_named_with_the_repeat() -> None:

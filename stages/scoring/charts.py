@@ -132,6 +132,49 @@ def scatter(points: Sequence[Point], name: str, width: int = 860) -> Markup:
     return _svg(width, frame.height, parts, name, class_="scatter", role="group")  # an image could hold no links
 
 
+@dataclass(frozen=True)
+class Growth:
+    """A run's accuracy over the number of labels: points (labels, low, value, high), from few to many."""
+
+    label: str
+    points: Sequence[tuple[float, float, float, float]]
+    shape: str  # dot, baseline, or best: how the run is drawn
+
+
+def growth(lines: Sequence[Growth], name: str, width: int = 860) -> Markup:
+    """Draw accuracy with its interval against the number of labels, on a logarithmic axis, a line for each run."""
+    height, left, top, bottom = max(250, ROW * len(lines) + 70), 40, 12, 44
+    all_points = [point for line in lines for point in line.points]
+    marks = [t for t in ticks(min(p[1] for p in all_points), max(p[3] for p in all_points), 5) if t <= 1 + 1e-9]
+    up = Scale(marks[0], marks[-1], height - bottom, top)
+    counts = sorted({point[0] for point in all_points})
+    names = min(NAME_WIDTH * max(len(line.label) for line in lines), width * 0.34) + 24
+    across = Scale(math.log10(counts[0]) - 0.01, math.log10(counts[-1]) + 0.01, left + 14, width - names)
+    parts: list[Markup] = []
+    for t in marks:
+        parts.append(element("line", class_="grid", x1=float(left), x2=float(width), y1=up(t), y2=up(t)))
+        parts.append(element("text", _tick(t), x=left - 6.0, y=up(t) + 4, text_anchor="end"))
+    taken = -math.inf
+    for labels in counts:
+        x = across(math.log10(labels))
+        if x - taken >= TICK_GAP:
+            taken = x
+            parts.append(element("text", f"{labels:,.0f}", x=x, y=height - bottom + 18.0, text_anchor="middle"))
+    parts.append(element("text", "labels, training and validation together", x=float(left), y=height - 6.0))
+    ordered = sorted(lines, key=lambda line: -line.points[-1][2])
+    heights = _spread([up(line.points[-1][2]) for line in ordered], ROW, top + 4, height - bottom - 4)
+    for at, (line, label_y) in enumerate(zip(ordered, heights, strict=True)):
+        nudge = 2.0 * (at - (len(lines) - 1) / 2)  # so that whiskers over the same number of labels stay apart
+        pixels = [(across(math.log10(p[0])) + nudge, p) for p in line.points]
+        path = "M" + "L".join(f"{x:.1f} {up(p[2]):.1f}" for x, p in pixels)
+        parts.append(element("path", class_="curve strong" if line.shape == "best" else "curve", d=path))
+        for x, p in pixels:
+            parts += _marker(Point(line.label, 0, p[1], p[2], p[3], line.shape, ""), x, up)
+        strong = "strong" if line.shape == "best" else None
+        parts.append(element("text", line.label, x=pixels[-1][0] + 12, y=label_y + 4, class_=strong))
+    return _svg(width, height, parts, name, class_="scatter")
+
+
 ROW = 15
 """Height of a run's name."""
 TICK_GAP = 46

@@ -5,8 +5,8 @@ accuracy, paired by image on the repeats that both runs have (see intervals.py).
 with one split nobody knows how another split would have ordered the runs.
 
 Recommended is the cheapest run that is not shown to be worse than the best, by the same test with its own correction.
-Cheap means few multiply-adds per image below the cut; of runs on the same features, the most accurate. It is counted,
-so that every machine recommends the same run; seconds would not do that. Two rules keep the answer honest:
+Cheap means few multiply-adds per image, below the cut and above it; of runs that take the same, the most accurate. It
+is counted, so that every machine recommends the same run; seconds would not do that. Two rules keep the answer honest:
 - Only runs on as many repeats as the data set's most thorough run are in the choice, so that all are scored on the same
   images.
 - A baseline (family none: what a transfer must beat) is recommended only if it scores highest. Where a baseline is not
@@ -174,7 +174,7 @@ def _is_baseline(record: Record) -> bool:
 
 
 def _operations(record: Record) -> float:
-    """Return multiply-adds per image below the cut; what was not counted counts as dear."""
+    """Return multiply-adds per image; what was not counted counts as dear."""
     counted = record.cost.get("operations_per_image")
     return float("inf") if counted is None else float(counted)
 

@@ -139,7 +139,7 @@ def _markdown_cells(row: Row) -> list[str]:
 def _legend(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
     groups = f" in {int(facts['groups']):,} groups" if facts["groups"] else ""
     splits = "one split" if facts["repeats"] == 1 else f"{facts['repeats']} splits"
-    text = f"{int(facts['images']):,} test images{groups}, {splits}. Cost: multiply-adds per image below the cut."
+    text = f"{int(facts['images']):,} test images{groups}, {splits}. Cost: multiply-adds per image."
     if facts["reference"] is None:
         return text
     text += f" Difference in accuracy to {facts['reference']}"

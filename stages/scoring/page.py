@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from stages.files import DATA, PREPARED, RAW, read_json
 from stages.params import Params
-from stages.scoring.charts import Bars, Point, scatter
+from stages.scoring.charts import Bars, Growth, Point, growth, scatter
 from stages.scoring.comparison import (
     BETTER,
     ONE_SPLIT,
@@ -136,6 +136,7 @@ def _dataset(
         ],
         **_differences(d),
         **_cost_chart(d, rows),
+        **_labels_chart(d, rows, records),
     }
 
 
@@ -261,6 +262,21 @@ def _cost_chart(d: DatasetComparison, rows: Sequence[Row]) -> dict[str, Any]:
         "scatter": scatter(points, name),
         "scatter_narrow": scatter(points, name, width=330),
         "scatter_caption": f"Accuracy with its 95 % interval: {', '.join(signs)}.",
+    }
+
+
+def _labels_chart(d: DatasetComparison, rows: Sequence[Row], records: Mapping[str, Record]) -> dict[str, Any]:
+    lines = []
+    for row in rows:
+        budgets = sorted(records[str(row["run"])].details["labels"].values(), key=lambda found: found["labels"])
+        if budgets:
+            points = [(found["labels"], *_limits(found, "accuracy")) for found in budgets]
+            shape = "best" if row["run"] == d.recommended else "baseline" if row["family"] == "none" else "dot"
+            lines.append(Growth(str(row["run"]), points, shape))
+    name = f"Accuracy over the number of labels for the runs on {d.name}; the numbers are in reports/labels.csv"
+    return {
+        "growth": growth(lines, name) if lines else "",
+        "growth_narrow": growth(lines, name, width=330) if lines else "",
     }
 
 

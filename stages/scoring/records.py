@@ -41,7 +41,8 @@ class Record:
     facts : classes, family, kind, dataset, features, fingerprint; of data set and features their content hash
     metrics : FIGURES, each with _low, _high and _sd, None where undefined; repeats, images, groups
     details : {"classes": [{"class", "images", figures}], "slices": [{"column", "value", "images", figures}],
-        "not_sliced": [{"column", "values": how many have no slice of their own}]}
+        "not_sliced": [{"column", "values": how many have no slice of their own}],
+        "labels": {budget: {"labels", figures}}, few to many, empty where the run has one budget}
     cost : numbers, None where unknown
     outcomes : the rows, or for many test images the figures with buckets left out; intervals.differences takes both
     """
@@ -89,6 +90,7 @@ def _keyed(details: Mapping[str, Any]) -> dict[str, Any]:
         "classes": {e["class"]: {k: v for k, v in e.items() if k != "class"} for e in details["classes"]},
         "slices": slices,
         "not_sliced": {e["column"]: {"values": e["values"]} for e in details["not_sliced"]},
+        "labels": details["labels"],
     }
 
 
@@ -102,6 +104,7 @@ def _listed(content: Mapping[str, Any]) -> dict[str, Any]:
             for value, figures in values.items()
         ],
         "not_sliced": [{"column": column, **entry} for column, entry in content["not_sliced"].items()],
+        "labels": dict(content["labels"]),
     }
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -163,3 +164,55 @@ def test_stage_killed_at_any_moment_leaves_nothing_that_is_taken_for_whole(stage
     finished.run(f"python -m stages.{module} {name}", check=True)
     assert bytes_written(finished) == whole
     assert not [p for p in folder.parent.iterdir() if ".tmp-" in p.name]
+
+
+def with_network(params: dict[str, Any]) -> None:
+    """Add a run that trains what lies above a cut, and features of the network that comes out of it."""
+    maps = {
+        "images": "photos",
+        "backbone": "raw/lite0",
+        "image_size": 64,
+        "cut": "blocks.4",
+        "views": ["identity", "flip"],
+    }
+    params["features"]["maps"] = maps
+    tuned = {"dataset": "cells", "features": "maps", "repeats": 2, "labels_per_class": [8, "all"]}
+    params["runs"]["tuned"] = {**tuned, "transfer": {"kind": "fine_tune", "epochs": 4}}
+    params["features"]["own"] = {"images": "photos", "backbone": "models/tuned", "image_size": 64}
+    params["runs"]["on-tuned"] = {"dataset": "cells", "features": "own", "transfer": {"kind": "logistic", "C": 0.1}}
+
+
+def test_training_above_a_cut_that_is_killed_goes_on_and_ends_with_the_same_bytes(
+    finished: Project, tmp_path: Path
+) -> None:
+    finished.edit_params(with_network)
+    twin = finished.copy(tmp_path / "twin")
+    ran = stages_run(twin.repro())
+    assert ran == {
+        *("extract@maps", "finetune@tuned", "evaluate@tuned"),
+        *("extract@own", "finetune@on-tuned", "evaluate@on-tuned", "compare", "publish"),
+    }
+    finished.repro("extract@maps")
+    trainings = finished.path(".transfer/cache/trainings")
+    process = subprocess.Popen(
+        ["python", "-m", "stages.finetune", "tuned"],
+        cwd=finished.root,
+        env=finished.environment(),
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(trainings.glob("*/repeat-0-train-all-choice.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    kept = {path.name for path in trainings.glob("*/*.pt")}
+    assert {"repeat-0-train-8-choice.pt", "repeat-1-train-8-choice.pt", "repeat-0-train-all-choice.pt"} <= kept
+    finished.repro()
+    assert bytes_written(finished) == bytes_written(twin)
+    assert not list(trainings.iterdir())
+    with finished.path("reports/labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["run"], row["labels_per_class"], row["labels"]) for row in rows] == [
+        ("tuned", "8", "16.0"),
+        ("tuned", "all", "60.0"),
+    ]

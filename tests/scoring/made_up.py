@@ -101,7 +101,7 @@ def make_record(
         run=run,
         facts={"classes": outcomes.classes, "family": family, "kind": "logistic", "fingerprint": f"{run:a<64}"},
         metrics={**flat(figures), "repeats": len(outcomes.repeat_numbers), "images": images, "groups": groups},
-        details={"classes": details, "slices": list(slices), "not_sliced": []},
+        details={"classes": details, "slices": list(slices), "not_sliced": [], "labels": {}},
         cost={**COST, **cost},
         outcomes=outcomes,
     )

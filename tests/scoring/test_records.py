@@ -58,6 +58,7 @@ def make_record(run: str, outcomes: Outcomes) -> Record:
                 {"column": "typ", "value": "poly", "images": 4, "accuracy": None},
             ],
             "not_sliced": [{"column": "modul", "values": 44}],
+            "labels": {"10": {"labels": 20.0, "accuracy": 0.5}, "all": {"labels": 150.0, "accuracy": None}},
         },
         cost={"train_seconds": 1.5, "operations_per_image": None},
         outcomes=outcomes,

@@ -116,7 +116,7 @@ class Results:
             run=name,
             facts=facts | {"features": "lite0", "fingerprint": fingerprint},
             metrics={**metrics, "groups": None, **figures},
-            details={"classes": [{"class": "sound", "recall": 1.0}], "slices": [], "not_sliced": []},
+            details={"classes": [{"class": "sound", "recall": 1.0}], "slices": [], "not_sliced": [], "labels": {}},
             cost={"train_seconds": 1.5, "trained_parameters": 1281, "extract_seconds": None},
             outcomes=Outcomes(
                 classes=["defective", "sound"],
