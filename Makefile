@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 .DEFAULT_GOAL := help
 # `make run` is the whole pipeline for a person, `make repro` the same for CI.
-.PHONY: help install run repro summary ui publish test check bench picture keys cuts lock clean
+.PHONY: help install run repro summary ui publish test check bench picture keys cuts rank lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -66,6 +66,9 @@ keys: $(STAMP)  ## print every key of params.yaml, and renew docs/params.md
 cuts: $(STAMP)  ## print where a network can be cut (BACKBONE=lite0, or any network's name; SIZE=224)
 	@test -n "$(BACKBONE)" || { echo "name a network: make cuts BACKBONE=lite0" >&2; exit 2; }
 	@python -m stages.backbones.cuts $(BACKBONE) $(if $(SIZE),--image-size $(SIZE))
+
+rank: $(STAMP)  ## score the extracted features of a data set before anything is trained on them (DATASET=cells)
+	@python -m stages.scoring.transferability $(or $(DATASET),cells)
 
 lock: $(STAMP)  ## renew requirements.lock from pyproject.toml
 	@uv pip compile pyproject.toml --quiet --universal --upgrade --python-version 3.11 --extra dev --no-annotate --no-header --output-file requirements.lock
