@@ -147,6 +147,7 @@ def test_run_json_says_what_the_run_is_and_no_name() -> None:
         "licence": "apache-2.0",
         "classes": CLASSES,
         "trained_parameters": WIDTH + 1,
+        "budgets": ["all"],
     }
 
 

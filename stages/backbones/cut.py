@@ -81,7 +81,8 @@ def split(network: nn.Module, cut: str, image_size: int) -> Split:
 class Body:
     """What lies between a cut and the last linear layer: activation (B, *shape) -> what that reads (B, width).
 
-    classifier : the name of that layer; None where the network has none, and ends in what one would read.
+    classifier : the name of that layer; None where the network has none, and ends in what one would read, or where a
+        1 x 1 convolution is in its place: then the map that this one reads is averaged.
     """
 
     part: nn.Module
@@ -97,19 +98,42 @@ def body(network: nn.Module, cut: str, image_size: int) -> Body:
     """
     if cut not in (IMAGE, POOLED):
         split(network, cut, image_size)
-    images, names = random_images(image_size), (POOLED,) if cut == IMAGE else (cut, POOLED)
+    images = random_images(image_size)
     with plain_attention(), torch.no_grad():
+        run = _run(network, images, ())
+        convolution = None if run.pooled is not None else _convolution_for_classes(network, images, run.logits)
+        names = [n for n in (cut, convolution or POOLED) if n != IMAGE]
         run = _run(network, images, names)
         traced = _trace(network, names, run)
-        # A network without a classifier ends in what one would read.
-        end = traced.end if run.classifier is None else cast("fx.Node", traced.outputs[run.classifier].args[0])
+        if convolution is not None:
+            end = cast("fx.Node", traced.outputs[convolution].args[0])
+            with traced.graph.inserting_after(end):
+                end = traced.graph.call_function(_mean_of_map, (end,))
+        else:  # a network without a classifier ends in what one would read
+            end = traced.end if run.classifier is None else cast("fx.Node", traced.outputs[run.classifier].args[0])
         at = next(n for n in traced.graph.nodes if n.op == "placeholder") if cut == IMAGE else traced.node(cut)
         activation = images if cut == IMAGE else _part(network, traced.graph, _reach([at]), at)(images)
         part = _above(network, traced, end, at, activation)
-        pooled = cast("Tensor", run.pooled)
-        if not torch.equal(part(activation), pooled):
+        vectors = part(activation)
+        if run.pooled is not None and not torch.equal(vectors, run.pooled):
             raise UserError(f"cut: {cut}: what lies above it does not compute what the network does; name another")
-    return Body(part, pooled.shape[1], run.classifier)
+    return Body(part, vectors.shape[1], run.classifier)
+
+
+def _convolution_for_classes(network: nn.Module, images: Tensor, logits: Tensor) -> str | None:
+    """Return the name of the last 1 x 1 convolution with as many channels as there are logits, as SqueezeNet has it."""
+    found: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _module, _arguments, out: found.append(name) if out.shape[1] == logits.shape[1] else None
+
+    layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)}
+    hooks = [m.register_forward_hook(note(n)) for n, m in layers.items()]
+    try:
+        _forward(network, images)
+    finally:
+        _remove(hooks)
+    return found[-1] if found else None
 
 
 def _above(network: nn.Module, traced: _Traced, end: fx.Node, at: fx.Node, activation: Tensor) -> fx.GraphModule:
@@ -168,16 +192,30 @@ def cuts(network: nn.Module, image_size: int) -> list[str]:
     """Return the modules at which a network can be cut, from the image up, and `pooled` where there is one.
 
     Found without tracing: a module is a cut when it runs once and every way from the logits to the image leads through
-    its output; that is, when its node dominates the graph that autograd records.
+    its output; that is, when its node dominates the graph that autograd records. A module that hands on what it is
+    given is none: the one before it is, or in a shortcut not even that.
     """
     found: dict[str, list[Any]] = {}
+    given: dict[str, Any] = {}
 
     def note(name: str) -> Callable[..., None]:
-        return lambda _module, _arguments, output: found.setdefault(name, []).append(getattr(output, "grad_fn", None))
+        def hook(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
+            node = getattr(output, "grad_fn", None)
+            found.setdefault(name, []).append(None if node is given[name] else node)
+
+        return hook
+
+    def before(name: str) -> Callable[..., None]:  # what follows may work in place on its input
+        def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            given[name] = getattr(arguments[0], "grad_fn", None) if arguments else None
+
+        return hook
 
     images = random_images(image_size).requires_grad_()
     thawed = [p for p in network.parameters() if p.requires_grad]
-    hooks = [m.register_forward_hook(note(n)) for n, m in network.named_modules() if n and not _in_a_norm(network, n)]
+    modules = {n: m for n, m in network.named_modules() if n and not _in_a_norm(network, n)}
+    hooks = [m.register_forward_pre_hook(before(n)) for n, m in modules.items()]
+    hooks += [m.register_forward_hook(note(n)) for n, m in modules.items()]
     try:
         network.requires_grad_(False)
         with torch.enable_grad():

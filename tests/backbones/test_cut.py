@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stages.backbones.cut import cuts, plain_attention, random_images, split, taken
+from stages.backbones.cut import body, cuts, plain_attention, random_images, split, taken
 from stages.cli import UserError
 from tests.backbones.conftest import network
 
@@ -54,6 +54,37 @@ def test_network_split_at_a_cut_computes_as_the_whole_network(library: str, name
         assert torch.equal(parts.above(activation), whole(x))
         assert torch.equal(activation, kept)  # what lies above must not spoil what is stored
     assert cut in cuts(whole, size)
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "size", "cut"),
+    [
+        ("timm", "tf_efficientnet_lite0", 64, "blocks.3"),
+        ("torchvision", "resnet18", 64, "image"),
+        ("torchvision", "densenet121", 64, "features.norm5"),
+        ("timm", "test_vit", 160, "blocks.0"),
+        ("timm", "convnext_atto", 64, "stages.2"),
+        ("textbook", "small_cnn", 64, "pool1"),
+    ],
+)
+def test_the_body_gives_what_the_last_linear_layer_reads(library: str, name: str, size: int, cut: str) -> None:
+    whole, x = network(library, name), images(size)
+    found = body(whole, cut, size)
+    below = split(whole, cut, size).below
+    with plain_attention(), torch.no_grad():
+        vectors = found.part(below(x))
+        assert vectors.shape == (3, found.width)
+        assert torch.equal(whole.get_submodule(str(found.classifier))(vectors), whole(x))
+
+
+@pytest.mark.parametrize("cut", ["features.7", "image"])
+def test_where_a_convolution_is_the_classifier_the_map_that_it_reads_is_averaged(cut: str) -> None:
+    whole, x = network("torchvision", "squeezenet1_1"), images(64)
+    found = body(whole, cut, 64)
+    with torch.no_grad():
+        vectors = found.part(split(whole, cut, 64).below(x))
+        assert torch.equal(vectors, whole.features(x).mean((2, 3)))
+    assert (found.width, found.classifier) == (512, None)
 
 
 def test_above_pooled_is_the_classifier_alone_and_the_image_is_a_cut() -> None:
@@ -131,7 +162,7 @@ class Known(nn.Module):
 
 
 def test_cuts_of_a_network_that_is_known_by_looking_at_it() -> None:
-    wanted = ["stem.0", "stem.1", "stem", "block.0", "block.1", "block", "pool", "drop", "pooled"]
+    wanted = ["stem.0", "stem.1", "stem", "block.0", "block.1", "block", "pool", "pooled"]  # dropout hands on its input
     assert cuts(Known(), 16) == wanted
 
 
