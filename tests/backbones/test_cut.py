@@ -177,8 +177,8 @@ def test_every_module_can_be_cut_at_or_is_refused_as_the_list_says(library: str,
             continue
         good.append(module)
     listed = set(cuts(whole, size)) - {"pooled"}
-    # Modules that hand on what they got (an empty shortcut, dropout) name the tensor that came in: split refuses or takes
-    # them, and the list leaves them out.
+    # Modules that hand on what they got (an empty shortcut, dropout) name the tensor that came in: split refuses or
+    # takes them, and the list leaves them out.
     silent = {n for n, m in whole.named_modules() if isinstance(m, nn.Identity | nn.Dropout)}
     assert set(good) - silent == listed
     assert len(listed) > 5
