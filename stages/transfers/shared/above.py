@@ -41,6 +41,14 @@ class Above(nn.Module):
         """The network's own modules, by their own names."""
         return self.body.network if isinstance(self.body, Pixels) else self.body
 
+    def training_mode(self) -> None:
+        """Go into training mode; batch norms of which nothing is trained keep their statistics."""
+        self.train()
+        for module in self.modules():
+            norm = isinstance(module, nn.modules.batchnorm._NormBase)
+            if norm and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+
     def groups(self) -> dict[str, list[str]]:
         """Return the names of all parameters by the layer that they belong to, from the cut up; the head comes last.
 

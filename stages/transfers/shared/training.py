@@ -31,17 +31,15 @@ from stages.params import Transfer, suggest
 from stages.threads import in_threads
 from stages.transfers import Part, TrainingData
 from stages.transfers.shared.augmentation import Augmentation, augmentation
+from stages.transfers.shared.mixing import mixed
 from stages.transfers.shared.network import NetworkModel, channels_last, load_arrays, outputs, to_arrays
 from stages.transfers.shared.shallow import (
     ClassWeight,
-    Linear,
-    WeightedParams,
     class_weights,
-    fit_shallow,
     log_loss,
-    logistic_heads,
     softmax,
 )
+from stages.transfers.shared.starting import start_as_probe
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +53,6 @@ if TYPE_CHECKING:
     Penalty = Callable[[], torch.Tensor]
 
 MOMENTUM = 0.9
-PROBE_COSTS = [0.001, 0.01, 0.1, 1.0]
-"""Values of C from which the probe that the head starts as is chosen on validation."""
 
 
 class TrainingParams(Transfer):
@@ -224,7 +220,7 @@ def _course(
     network = data.above().to(where)
     _choose_trained(network, params.train)
     if params.start == "probe":
-        _start_as_probe(params, data, network, seed)
+        start_as_probe(network, data, params, seed)
     _set_dropout(network, params)
     optimizer = _optimizer(params, network)
     course = Course(network, optimizer, {n: t.detach().clone() for n, t in network.state_dict().items()})
@@ -280,66 +276,6 @@ def _choose_trained(network: Above, wanted: Sequence[str]) -> None:
     for parameter in network.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
     assert isinstance(network.head.weight, torch.Tensor)
-
-
-def _training_mode(network: Above) -> None:
-    """Put a network into training mode; batch norms of which nothing is trained keep their statistics."""
-    from torch import nn
-
-    network.train()
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and not any(p.requires_grad for p in module.parameters()):
-            module.eval()
-
-
-def _start_as_probe(params: TrainingParams, data: TrainingData, network: Above, seed: int) -> None:
-    """Let the head be a logistic regression on what the part that is to be trained gives as it is.
-
-    All features are divided by one number: a feature of little variance may grow when batch norms begin to move, and
-    should not find a large weight waiting for it.
-    """
-    import torch
-
-    _settle(network, data.training, params.batch_size)
-    vectors = [outputs(network.body.eval(), part.activations, 0) for part in (data.training, data.validation)]
-    scale = max(float(np.sqrt(vectors[0].var(axis=0).mean())), float(np.finfo(np.float32).tiny))
-    training, validation = (
-        Part(read[:, np.newaxis] / scale, part.labels, part.targets, part.groups)
-        for read, part in zip(vectors, (data.training, data.validation), strict=True)
-    )
-    keys = _Probe(kind="logistic", normalize="none", refit=False, class_weight=params.class_weight, C=PROBE_COSTS)
-    probe = fit_shallow(keys, TrainingData(data.classes, training, validation), seed, logistic_heads)
-    assert isinstance(probe.head, Linear)
-    with torch.no_grad():
-        network.head.weight.copy_(torch.from_numpy(probe.head.weight.T / scale))
-        network.head.bias.copy_(torch.from_numpy(probe.head.bias))
-
-
-def _settle(network: Above, part: Part, batch_size: int) -> None:
-    """Let batch norms that are trained take the statistics of the training images, as they will in the first steps."""
-    import torch
-    from torch import nn
-
-    _training_mode(network)
-    norms = [m for m in network.body.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
-    network.eval()
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-        norm.train()
-    where = network.head.weight.device
-    order = torch.randperm(len(part.labels)).numpy() if norms else np.empty(0, np.int64)
-    with torch.no_grad():
-        for rows in np.array_split(order, -(-len(order) // batch_size) or 1):
-            if len(rows):
-                network.body(channels_last(torch.from_numpy(part.activations[rows, np.zeros_like(rows)])).to(where))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-
-
-class _Probe(WeightedParams):
-    C: list[float]
 
 
 def _set_dropout(network: Above, params: TrainingParams) -> None:
@@ -433,7 +369,7 @@ def _epoch(
     from torch.nn.functional import log_softmax
 
     network, optimizer = course.network, course.optimizer
-    _training_mode(network)
+    network.training_mode()
     trained = [p for p in network.parameters() if p.requires_grad]
     order = torch.randperm(images.count).numpy()
     views = torch.randint(images.views, (images.count,)).numpy()
@@ -446,7 +382,7 @@ def _epoch(
         pixels = torch.from_numpy(activations) if augment is None else augment(torch.from_numpy(activations))
         inputs, targets = channels_last(pixels).to(where), torch.from_numpy(images.targets[rows]).to(where)
         weights = torch.from_numpy(images.weights[rows]).to(where)
-        inputs, targets, weights = _mixed(params, inputs, targets, weights)
+        inputs, targets, weights = mixed(inputs, targets, weights, params.mixup, params.cutmix, params.jitter)
         step_size = rate(params, course.steps, per_epoch)
         for group in optimizer.param_groups:
             group["lr"] = step_size * group["scale"]
@@ -462,68 +398,6 @@ def _epoch(
         _average(course, params.average)
         total += loss.item() * len(rows)
     return total / images.count
-
-
-def _mixed(
-    params: TrainingParams, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Shift channels, and mix each image with another: all of it (mixup), or a rectangle of it (cutmix).
-
-    Channels are scaled to 0 ... 1, shifted by a random number each, and scaled back: Bär et al., CVPR 2024,
-    arXiv:2403.10519, section 3, brightness by channel. Mixup: Zhang et al., ICLR 2018, arXiv:1710.09412, equation 1.
-    Cutmix: Yun et al., ICCV 2019, arXiv:1905.04899, equations 1 and 2.
-    """
-    import torch
-
-    if params.jitter:
-        axes = tuple(_map_axes(inputs)) or tuple(range(1, inputs.ndim))
-        low, high = inputs.amin(axes, keepdim=True), inputs.amax(axes, keepdim=True)
-        shift = (2 * torch.rand(low.shape, device=inputs.device) - 1) * params.jitter
-        inputs = torch.minimum(torch.maximum(inputs + shift * (high - low), low), high)
-    alpha = params.mixup or params.cutmix
-    if alpha:
-        share = float(torch.distributions.Beta(alpha, alpha).sample())
-        other = torch.randperm(len(inputs), device=inputs.device)
-        if params.cutmix:
-            inputs, share = _cut_and_paste(inputs, other, share)
-        else:
-            inputs = share * inputs + (1 - share) * inputs[other]
-        mixed = share * weights + (1 - share) * weights[other]
-        # Each label counts as much as its image does, times the weight of its class.
-        own, others = (
-            (share * weights).unsqueeze(1) * targets,
-            ((1 - share) * weights[other]).unsqueeze(1) * targets[other],
-        )
-        targets, weights = (own + others) / mixed.unsqueeze(1), mixed
-    return inputs, targets, weights
-
-
-def _map_axes(inputs: torch.Tensor) -> list[int]:
-    """Return which axes of a batch are a map's height and width; none where it holds no maps."""
-    if inputs.ndim != 4:
-        return []
-    channels_last = inputs.shape[1] == inputs.shape[2] != inputs.shape[3]
-    return [1, 2] if channels_last else [2, 3]
-
-
-def _cut_and_paste(inputs: torch.Tensor, other: torch.Tensor, share: float) -> tuple[torch.Tensor, float]:
-    """Put a rectangle of another image, of (1 - share) of the area, into each; returns the share that is left, too."""
-    import torch
-
-    axes = _map_axes(inputs)
-    if not axes:
-        raise UserError("cutmix needs maps at the cut; what is stored there is none: use mixup")
-    slices = [slice(None)] * 4
-    left = 1.0
-    for axis in axes:
-        size = inputs.shape[axis]
-        side, centre = size * math.sqrt(1 - share), float(torch.rand(())) * size
-        first, last = max(0, round(centre - side / 2)), min(size, round(centre + side / 2))
-        slices[axis] = slice(first, last)
-        left *= max(0, last - first) / size
-    pasted = inputs.clone()
-    pasted[tuple(slices)] = inputs[other][tuple(slices)]
-    return pasted, 1 - left
 
 
 def _average(course: Course, keep: float) -> None:

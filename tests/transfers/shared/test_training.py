@@ -20,8 +20,10 @@ from stages.transfers import Part, TrainingData
 from stages.transfers.fine_tune import Params, fit, problem
 from stages.transfers.shared import training
 from stages.transfers.shared.above import Above, built_above, lying_above
+from stages.transfers.shared.mixing import cut_and_paste, mixed
 from stages.transfers.shared.network import channels_last, outputs
-from stages.transfers.shared.training import _cut_and_paste, _mixed, fit_temperature, rate
+from stages.transfers.shared.starting import COSTS
+from stages.transfers.shared.training import fit_temperature, rate
 from tests.backbones.conftest import cells, network
 
 CUT, SIZE = "layer2", 64
@@ -143,7 +145,7 @@ def test_the_head_starts_as_a_linear_probe(data: TrainingData) -> None:
     found = (model.arrays["head.weight"][1] - model.arrays["head.weight"][0]) * scale
     probes = [
         LogisticRegression(C=cost, tol=1e-6, max_iter=10_000).fit((vectors / scale).astype(float), data.training.labels)
-        for cost in training.PROBE_COSTS
+        for cost in COSTS
     ]
     nearest = min(np.linalg.norm(probe.coef_[0] - found) / np.linalg.norm(probe.coef_[0]) for probe in probes)
     assert nearest < 0.01
@@ -231,8 +233,8 @@ def test_lower_layers_learn_slower_and_norms_and_biases_do_not_decay(data: Train
 def test_mixup_mixes_images_and_labels_by_the_same_share() -> None:
     torch.manual_seed(0)
     inputs, targets = torch.arange(8.0).reshape(8, 1, 1, 1).expand(8, 2, 3, 3), torch.eye(8)
-    mixed, labels, weights = _mixed(params(mixup=0.4), inputs, targets, torch.ones(8))
-    assert torch.allclose(mixed[:, 0, 0, 0], labels @ torch.arange(8.0), atol=1e-5)
+    images, labels, weights = mixed(inputs, targets, torch.ones(8), 0.4, 0.0, 0.0)
+    assert torch.allclose(images[:, 0, 0, 0], labels @ torch.arange(8.0), atol=1e-5)
     assert torch.allclose(labels.sum(1), torch.ones(8))
     assert torch.allclose(weights, torch.ones(8))
 
@@ -241,18 +243,18 @@ def test_cutmix_takes_labels_by_the_area_that_is_left() -> None:
     torch.manual_seed(1)
     inputs = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 2, 9, 9)
     other = torch.tensor([1, 2, 3, 0])
-    pasted, share = _cut_and_paste(inputs, other, 0.6)
+    pasted, share = cut_and_paste(inputs, other, 0.6)
     own = (pasted == inputs).float().mean((1, 2, 3))
     assert torch.allclose(own, torch.full((4,), share))
     assert 0.4 < share < 1
     with pytest.raises(UserError, match="cutmix needs maps at the cut"):
-        _cut_and_paste(torch.zeros(4, 7, 5), other, 0.6)
+        cut_and_paste(torch.zeros(4, 7, 5), other, 0.6)
 
 
 def test_jitter_shifts_whole_channels_within_their_range() -> None:
     torch.manual_seed(0)
     inputs = torch.rand(3, 4, 5, 5)
-    shifted, *_ = _mixed(params(jitter=0.1), inputs, torch.eye(3), torch.ones(3))
+    shifted, *_ = mixed(inputs, torch.eye(3), torch.ones(3), 0.0, 0.0, 0.1)
     span = inputs.amax((2, 3)) - inputs.amin((2, 3))
     assert not torch.equal(shifted, inputs)
     assert ((shifted - inputs).abs().amax((2, 3)) <= 0.1 * span + 1e-6).all()

@@ -1,0 +1,68 @@
+"""How a head starts: as a linear probe on what is transferred. Kumar et al., ICLR 2022, arXiv:2202.10054, section 4."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stages.transfers import Part, TrainingData
+from stages.transfers.shared.network import channels_last, outputs
+from stages.transfers.shared.shallow import Linear, WeightedParams, fit_shallow, logistic_heads
+
+if TYPE_CHECKING:
+    from stages.transfers.shared.above import Above
+    from stages.transfers.shared.training import TrainingParams
+
+COSTS = [0.001, 0.01, 0.1, 1.0]
+"""Values of C from which the probe is chosen on validation."""
+
+
+def start_as_probe(network: Above, data: TrainingData, params: TrainingParams, seed: int) -> None:
+    """Let the head be a logistic regression on what the part that is to be trained gives as it is.
+
+    All features are divided by one number: a feature of little variance may grow when batch norms begin to move, and
+    should not find a large weight waiting for it.
+    """
+    import torch
+
+    _settle(network, data.training, params.batch_size)
+    vectors = [outputs(network.body.eval(), part.activations, 0) for part in (data.training, data.validation)]
+    scale = max(float(np.sqrt(vectors[0].var(axis=0).mean())), float(np.finfo(np.float32).tiny))
+    training, validation = (
+        Part(read[:, np.newaxis] / scale, part.labels, part.targets, part.groups)
+        for read, part in zip(vectors, (data.training, data.validation), strict=True)
+    )
+    keys = _Probe(kind="logistic", normalize="none", refit=False, class_weight=params.class_weight, C=COSTS)
+    probe = fit_shallow(keys, TrainingData(data.classes, training, validation), seed, logistic_heads)
+    assert isinstance(probe.head, Linear)
+    with torch.no_grad():
+        network.head.weight.copy_(torch.from_numpy(probe.head.weight.T / scale))
+        network.head.bias.copy_(torch.from_numpy(probe.head.bias))
+
+
+def _settle(network: Above, part: Part, batch_size: int) -> None:
+    """Let batch norms that are trained take the statistics of the training images, as they will in the first steps."""
+    import torch
+    from torch import nn
+
+    network.training_mode()
+    norms = [m for m in network.body.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
+    network.eval()
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    where = network.head.weight.device
+    order = torch.randperm(len(part.labels)).numpy() if norms else np.empty(0, np.int64)
+    with torch.no_grad():
+        for rows in np.array_split(order, -(-len(order) // batch_size) or 1):
+            if len(rows):
+                network.body(channels_last(torch.from_numpy(part.activations[rows, np.zeros_like(rows)])).to(where))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+class _Probe(WeightedParams):
+    C: list[float]

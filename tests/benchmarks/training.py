@@ -1,0 +1,138 @@
+"""How fast an epoch above a cut is, against the same epoch of the whole network, as Markdown for docs/benchmarks.md.
+
+    python -m tests.benchmarks.training        about 10 minutes
+
+The same images, batch, threads and optimiser, EfficientNet-Lite0 at 224 pixels, three ways in turn:
+
+stored     what `fine_tune` does: an epoch above the cut on stored activations, reading them included
+frozen     the whole network at each step, the same layers frozen and without gradients: a usual way to fine-tune
+whole      the whole network at each step, all of it trained
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from stages.backbones.backbone import load_backbone
+from stages.backbones.cut import split
+from stages.cli import guard
+from stages.store.activations import read_features
+from stages.threads import thread_count
+from stages.transfers import Part, TrainingData
+from stages.transfers.fine_tune import Params
+from stages.transfers.shared import training
+from stages.transfers.shared.above import lying_above
+from tests.benchmarks.extract import run, table
+
+CUTS = ("blocks.2", "blocks.3", "blocks.4", "blocks.5")
+IMAGES, SIZE, BATCH, ROUNDS = 320, 224, 32, 3
+PARAMS = """\
+downloads:
+  cells: {source: elpv, path: .}
+  lite0: {source: weights, path: ., network: tf_efficientnet_lite0, origin: package}
+datasets: {}
+features:
+  image: {images: cells, backbone: raw/lite0, image_size: 224, cut: image}
+%s
+runs: {}
+compare: {}
+"""
+
+
+def stored(cut: str) -> Callable[[], float]:
+    """Return what runs an epoch above a cut on stored activations, and gives images/s."""
+    store = read_features(cut.replace(".", "-"))
+    backbone = load_backbone(store.folder, "backbone.safetensors")
+    rows = np.arange(IMAGES)
+    labels = rows % 2
+    part = Part(store.stored(rows), labels, np.eye(2, dtype=np.float32)[labels], None)  # type: ignore[arg-type]
+    params = Params(kind="fine_tune", batch_size=BATCH)
+    network = lying_above(backbone.network, backbone.facts, cut, SIZE, 2)
+    course = training.Course(
+        network, training._optimizer(params, network), {n: t.clone() for n, t in network.state_dict().items()}
+    )
+    images = training._Images(params, [part], TrainingData(["a", "b"], part, part))
+
+    def epoch() -> float:
+        start = time.perf_counter()
+        training._epoch(params, course, images, IMAGES // BATCH, None, torch.device("cpu"))
+        return IMAGES / (time.perf_counter() - start)
+
+    return epoch
+
+
+def obvious(cut: str | None) -> Callable[[], float]:
+    """Return the same of the whole network from pixels; what lies below the cut is frozen, or nothing is."""
+    store = read_features("image")
+    network = load_backbone(store.folder, "backbone.safetensors").network
+    pixels = torch.from_numpy(store.read(np.arange(IMAGES), ["identity"])[:, 0]).expand(-1, 3, -1, -1)
+    pixels = ((pixels / 255 - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(IMAGES) % 2
+    network.classifier = nn.Linear(network.classifier.in_features, 2)  # type: ignore[union-attr, arg-type]
+    parts = split(network, cut, SIZE) if cut else None
+    trained = (parts.above if parts else network).requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-4, fused=True)
+
+    def logits(batch: torch.Tensor) -> torch.Tensor:
+        if parts is None:
+            return network(batch)
+        with torch.no_grad():
+            below = parts.below(batch)
+        return parts.above(below)
+
+    def epoch() -> float:
+        network.train()
+        if parts is not None:
+            parts.below.eval()
+            parts.above.train()
+        start = time.perf_counter()
+        for at in torch.randperm(IMAGES).split(BATCH):
+            loss = cross_entropy(logits(pixels[at].contiguous(memory_format=torch.channels_last)), labels[at])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        return IMAGES / (time.perf_counter() - start)
+
+    return epoch
+
+
+def main() -> None:
+    """Time the three ways in turn at each cut."""
+    print(f"{platform.processor() or platform.machine()}, {thread_count()} cores, torch {torch.__version__}\n")
+    torch.set_num_threads(thread_count())
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        os.environ["TRANSFER_CACHE"] = str(Path(folder) / "cache")
+        entry = "  {0}: {{images: cells, backbone: raw/lite0, image_size: 224, cut: {1}}}"
+        Path("params.yaml").write_text(PARAMS % "\n".join(entry.format(c.replace(".", "-"), c) for c in CUTS))
+        for download in ("cells", "lite0"):
+            run("stages.fetch", download)
+        for features in ("image", *(c.replace(".", "-") for c in CUTS)):
+            run("stages.extract", features)
+        rows = []
+        for cut in CUTS:
+            ways = [stored(cut), obvious(cut), obvious(None)]
+            rates = [[way() for way in ways] for _ in range(ROUNDS)]
+            above, frozen, whole = (median(column) for column in zip(*rates, strict=True))
+            ratios = [median(r[0] / r[other] for r in rates) for other in (1, 2)]
+            rows.append(
+                (cut, f"{above:.0f}", f"{frozen:.0f}", f"{whole:.0f}", f"{ratios[0]:.1f}", f"**{ratios[1]:.1f}**")
+            )
+        head = ("cut", "stored, images/s", "frozen", "whole", "stored to frozen", "stored to whole")
+        table(head, *rows)
+        os.chdir("/")
+
+
+if __name__ == "__main__":
+    guard(main)
