@@ -91,12 +91,9 @@ def curve(
 
 def _labels(samples: Samples, repeats: int, budget: int | str) -> float:
     """Return how many labels a budget is, training and validation together: the mean over the repeats."""
-    counts = []
-    for repeat in range(repeats):
-        rows = np.concatenate([samples.part(repeat, part) for part in ("train", "validation")])
-        of_classes = np.bincount(samples.labels[rows], minlength=len(samples.classes))
-        counts.append(of_classes.sum() if budget == "all" else np.minimum(of_classes, budget).sum())
-    return float(np.mean(counts))
+    number = None if budget == "all" else int(budget)
+    used = [samples.labelled(repeat, ("train",), number) for repeat in range(repeats)]
+    return float(np.mean([len(training) + len(validation) for training, validation in used]))
 
 
 def predict(

@@ -10,7 +10,6 @@ all samples and is not scored. Each model's folder holds the frozen part too, so
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import time
 from dataclasses import replace
@@ -22,7 +21,7 @@ import numpy as np
 
 from stages.backbones.engines import device
 from stages.cli import UserError, run_stage
-from stages.files import COSTS, MODELS, hash_bytes, hash_file, hash_json, link_or_copy, new_folder, write_json
+from stages.files import COSTS, MODELS, hash_file, hash_json, link_or_copy, new_folder, write_json
 from stages.params import kind_module
 from stages.samples.table import read_samples
 from stages.store.activations import read_features
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from stages.samples.table import Samples
     from stages.store.activations import FeatureStore
     from stages.store.models import Model
-
-    Rows = NDArray[np.int64]
     from stages.transfers.shared.above import Above
 
 CHECKED_BYTES = 64 * 2**20
@@ -89,27 +86,6 @@ def finetune(name: str, run: Run) -> None:
         shutil.rmtree(_checkpoints(run, samples, features), ignore_errors=True)  # last: a kill costs an epoch, no more
 
 
-def labelled(samples: Samples, repeat: int, parts: tuple[str, ...], budget: int | None) -> tuple[Rows, Rows]:
-    """Return the rows to train on and those to validate on, of each class as many together as a budget allows.
-
-    Fewer labels are a part of more, and the same for all runs: images come in the order of a hash of their hash. Their
-    share that validates is that of the split, one of each class at least.
-    """
-    rows = np.sort(np.concatenate([samples.part(repeat, part) for part in parts]))
-    validation = samples.part(repeat, "validation")
-    if budget is None:
-        return rows, validation
-    held_out = max(1, round(budget * len(validation) / (len(rows) + len(validation))))
-    return _first(samples, rows, repeat, budget - held_out), _first(samples, validation, repeat, held_out)
-
-
-def _first(samples: Samples, rows: Rows, repeat: int, count: int) -> Rows:
-    hashes, labels = samples.image_hashes, samples.labels
-    order = sorted(rows.tolist(), key=lambda row: hash_bytes(f"{repeat} {hashes[row]}".encode()))
-    chosen = [[row for row in order if labels[row] == c][:count] for c in range(len(samples.classes))]
-    return np.array(sorted(itertools.chain.from_iterable(chosen)), np.int64)
-
-
 def _train(
     name: str,
     run: Run,
@@ -120,7 +96,7 @@ def _train(
     budget: int | None = None,
 ) -> Model:
     """Train one model on some parts of a repeat, within a budget of labels, and validate it on the validation part."""
-    rows, validation = labelled(samples, repeat, parts, budget)
+    rows, validation = samples.labelled(repeat, parts, budget)
     missing = np.flatnonzero(np.bincount(samples.labels[rows], minlength=len(samples.classes)) == 0)
     if len(missing):
         absent = ", ".join(samples.classes[c] for c in missing)

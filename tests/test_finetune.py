@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from stages.cli import UserError
-from stages.finetune import finetune, labelled
+from stages.finetune import finetune
 from stages.params import Dataset, Label, Run, Split, kind_module, kinds
 from stages.samples.table import read_samples, write_samples
 from stages.store.activations import FeatureStore, write_features
@@ -286,7 +286,7 @@ def test_a_budget_counts_training_and_validation_labels_and_smaller_ones_are_par
     for repeat in range(REPEATS):
         test, before = set(samples.part(repeat, "test").tolist()), set[int]()
         for budget in (2, 5, 10, 100):
-            training, validation = labelled(samples, repeat, ("train",), budget)
+            training, validation = samples.labelled(repeat, ("train",), budget)
             both = set(training.tolist()) | set(validation.tolist())
             assert set(training.tolist()) <= set(samples.part(repeat, "train").tolist())
             assert set(validation.tolist()) <= set(samples.part(repeat, "validation").tolist())
@@ -297,7 +297,7 @@ def test_a_budget_counts_training_and_validation_labels_and_smaller_ones_are_par
             assert (counts <= np.minimum(budget, available)).all()
             assert budget == 100 or counts.max() == budget
             before = both
-    whole = labelled(samples, 0, ("train",), None)
+    whole = samples.labelled(0, ("train",), None)
     assert [len(rows) for rows in whole] == [len(samples.part(0, part)) for part in ("train", "validation")]
 
 

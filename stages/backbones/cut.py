@@ -337,6 +337,17 @@ def plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+@contextmanager
+def counting() -> Iterator[Callable[[], int]]:
+    """Count multiplications with addition; gives a function that tells how many there were so far."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with plain_attention(), sdpa_kernel(SDPBackend.MATH), counter:  # it knows nothing of attention's fast paths
+        yield lambda: int(counter.get_total_flops() // 2)
+
+
 def _remove(hooks: Collection[Any]) -> None:
     for hook in hooks:
         hook.remove()

@@ -1,8 +1,10 @@
 """Where a network can be cut, and what each cut means: a table to choose `cut` in params.yaml from.
 
-make cuts BACKBONE=lite0                      a download of weights in params.yaml
-make cuts BACKBONE=resnet50                   any network of timm's
-make cuts BACKBONE=torchvision/resnet50 SIZE=256
+    make cuts BACKBONE=lite0                      a download of weights in params.yaml
+    make cuts BACKBONE=resnet50                   any network of timm's
+    make cuts BACKBONE=torchvision/resnet50 SIZE=256
+
+Stored bytes and the share of the work that is frozen are what a cut buys; the parameters above it are what is trained.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stages.backbones.cut import IMAGE, POOLED, cuts, plain_attention, random_images, split
+from stages.backbones.cut import IMAGE, POOLED, counting, cuts, random_images, split
 from stages.backbones.registry import LIBRARIES, build_network, network_facts
+from stages.backbones.weights import library_of
 from stages.cli import UserError, guard
 from stages.params import read_params, suggest
 
@@ -43,32 +46,30 @@ class Cut(NamedTuple):
 def describe_cuts(network: nn.Module, image_size: int) -> list[Cut]:
     """Return all cuts of a network, from the image up. Raises UserError for images that it does not take."""
     import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
 
     names = cuts(network, image_size)
-    counter = FlopCounterMode(display=False)
     seen: dict[str, tuple[tuple[int, ...], Any, int]] = {}
 
-    def note(name: str) -> Callable[..., None]:
+    def note(name: str, counted: Callable[[], int]) -> Callable[..., None]:
         def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
-            seen[name] = tuple(output.shape[1:]), output.grad_fn, counter.get_total_flops()
+            seen[name] = tuple(output.shape[1:]), output.grad_fn, counted()
 
         return hook
 
     modules = dict(network.named_modules())
-    hooks = [modules[name].register_forward_hook(note(name)) for name in names if name != POOLED]
+    hooks = []
     before = {p: p.requires_grad for p in network.parameters()}
     try:
         network.eval().requires_grad_(True)
-        with torch.enable_grad(), plain_attention(), sdpa_kernel(SDPBackend.MATH), counter:
+        with torch.enable_grad(), counting() as counted:
+            hooks = [modules[n].register_forward_hook(note(n, counted)) for n in names if n != POOLED]
             logits = network(random_images(image_size, 1))
     finally:
         for hook in hooks:
             hook.remove()
         for parameter, wanted in before.items():
             parameter.requires_grad_(wanted)
-    total = max(1, counter.get_total_flops())
+    total = max(1, counted())
     parameters = sum(p.numel() for p in network.parameters())
     found = [Cut(IMAGE, (3, image_size, image_size), 0.0, parameters)]
     for name in names:
@@ -76,10 +77,10 @@ def describe_cuts(network: nn.Module, image_size: int) -> list[Cut]:
             parts = split(network, POOLED, image_size)
             above = sum(p.numel() for p in parts.above.parameters())
             weights = sum(p.numel() for p in parts.above.parameters() if p.ndim > 1)
-            found.append(Cut(POOLED, parts.shape, 1 - 2 * weights / total, above))
+            found.append(Cut(POOLED, parts.shape, 1 - weights / total, above))
         else:
-            shape, node, flops = seen[name]
-            found.append(Cut(name, shape, flops / total, _parameters_above(logits.grad_fn, node)))
+            shape, node, below = seen[name]
+            found.append(Cut(name, shape, below / total, _parameters_above(logits.grad_fn, node)))
     return found
 
 
@@ -104,9 +105,7 @@ def find(name: str) -> tuple[str, str]:
     if not library and Path("params.yaml").is_file():
         downloads = {k: d for k, d in read_params().downloads.items() if d.source == "weights"}
         if name in downloads:
-            entry = downloads[name]
-            own = "torchvision" if entry.origin == "torchvision" else "timm"
-            return entry.library or own, entry.network
+            return library_of(downloads[name]), downloads[name].network
     return library or "timm", network
 
 

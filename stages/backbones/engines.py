@@ -163,7 +163,8 @@ class _Frozen(Engine):
 
 def _packages(backbone: Backbone) -> list[str]:
     """The package that the network comes from; the textbook's is our own."""
-    return [library for library in [backbone.facts["library"]] if library != "textbook"]
+    library = backbone.facts["library"]
+    return [] if library == "textbook" else [library]
 
 
 def _versions(*packages: str) -> str:
@@ -173,17 +174,13 @@ def _versions(*packages: str) -> str:
 def count_operations(part: FromPixels | Apart, size: int, channels: int) -> int:
     """Count the multiplications with addition that an image takes in a part of a network."""
     import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
 
-    from stages.backbones.cut import plain_attention
+    from stages.backbones.cut import counting
 
     image = torch.zeros(1, channels, size, size, dtype=torch.uint8, device=next(part.buffers()).device)
-    # The counter knows nothing of attention's fast paths.
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), plain_attention(), sdpa_kernel(SDPBackend.MATH), counter:
+    with torch.no_grad(), counting() as counted:
         part(image)
-    return int(counter.get_total_flops() // 2)
+    return counted()
 
 
 class _Torch(_Frozen):

@@ -38,8 +38,11 @@ def backbone_folder(folder: Path) -> Path:
     if not (target / "network.json").is_file():
         tensors = load_file(model / "backbone.safetensors")
         for name, tensor in load_file(model / "model.safetensors").items():
-            own = name.removeprefix("body.").removeprefix("network.") if name.startswith("body.") else name
-            tensors[own.replace("head.", f"{classifier}.") if name.startswith("head.") else own] = tensor
+            if name.startswith("head."):
+                own = classifier + name.removeprefix("head")
+            else:
+                own = name.removeprefix("body.").removeprefix("network.")
+            tensors[own] = tensor
         with new_folder(target) as new:
             save_file(tensors, new / "weights.safetensors")
             whole = {

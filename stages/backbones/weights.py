@@ -59,7 +59,7 @@ def fetch_weights(entry: Params, folder: Path) -> None:
 
     Raises UserError for a network that the library has not, and for weights that cannot be had or do not fit it.
     """
-    library = _library(entry)
+    library = library_of(entry)
     facts = network_facts(library, entry.network)
     fetched = _fetch(entry, library, facts)
     save_weights(fetched.network, folder / "weights.safetensors")
@@ -122,7 +122,7 @@ def hash_weights(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _library(entry: Params) -> Library:
+def library_of(entry: Params) -> Library:
     """The library that builds the network: the origin's own where it has one."""
     own: dict[str, Library] = {"package": "timm", "timm": "timm", "torchvision": "torchvision"}
     library = own.get(entry.origin)

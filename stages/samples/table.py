@@ -10,13 +10,14 @@ pictures/          a contact sheet per class; dataset.json names them
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.files import PREPARED, read_json, read_table, write_json, write_table
+from stages.files import PREPARED, hash_bytes, read_json, read_table, write_json, write_table
 from stages.samples.decoding import PREPROCESSING_VERSION
 from stages.samples.splitting import PARTS, SPLITTING_VERSION
 
@@ -84,6 +85,27 @@ class Samples:
         if part not in PARTS:
             raise ValueError(f"{part} is none of {', '.join(PARTS)}")
         return np.flatnonzero(self._parts[repeat] == part)
+
+    def labelled(
+        self, repeat: int, parts: Sequence[str], budget: int | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows of some parts and those to validate on, of each class as many together as a budget allows.
+
+        Fewer labels are a part of more, and the same for all runs: images come in the order of a hash of their hash.
+        Their share that validates is that of the split, one of each class at least.
+        """
+        rows = np.sort(np.concatenate([self.part(repeat, part) for part in parts]))
+        validation = self.part(repeat, "validation")
+        if budget is None:
+            return rows, validation
+        held_out = max(1, round(budget * len(validation) / (len(rows) + len(validation))))
+        return self._first(rows, repeat, budget - held_out), self._first(validation, repeat, held_out)
+
+    def _first(self, rows: NDArray[np.int64], repeat: int, count: int) -> NDArray[np.int64]:
+        hashes, labels = self.image_hashes, self.labels
+        order = sorted(rows.tolist(), key=lambda row: hash_bytes(f"{repeat} {hashes[row]}".encode()))
+        chosen = [[row for row in order if labels[row] == c][:count] for c in range(len(self.classes))]
+        return np.array(sorted(itertools.chain.from_iterable(chosen)), np.int64)
 
 
 def read_samples(name: str) -> Samples:

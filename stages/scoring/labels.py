@@ -14,12 +14,16 @@ FIGURES = ("accuracy", "accuracy_low", "accuracy_high", "accuracy_sd", "auc", "a
 COLUMNS = ("run", "dataset", "features", "family", "kind", "repeats", "labels_per_class", "labels", *FIGURES)
 
 
+def few_to_many(record: Record) -> list[tuple[str, dict[str, Any]]]:
+    """Return the budgets of a run with their figures, from few labels to many."""
+    return sorted(record.details["labels"].items(), key=lambda item: item[1]["labels"])
+
+
 def label_rows(params: Params, records: Mapping[str, Record]) -> Iterator[dict[str, Any]]:
     """Yield a row for each budget of each run that has several, from few labels to many."""
     for name, record in records.items():
         run = params.runs[name]
-        budgets = sorted(record.details["labels"].items(), key=lambda item: item[1]["labels"])
-        for budget, found in budgets:
+        for budget, found in few_to_many(record):
             yield {
                 "run": name,
                 "dataset": run.dataset,

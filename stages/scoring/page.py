@@ -30,6 +30,7 @@ from stages.scoring.comparison import (
 )
 from stages.scoring.inline_pictures import Pictures
 from stages.scoring.intervals import RESAMPLES, Difference
+from stages.scoring.labels import few_to_many
 from stages.scoring.leaderboard import Row
 from stages.scoring.records import Record
 from stages.scoring.run_details import run_details
@@ -268,9 +269,9 @@ def _cost_chart(d: DatasetComparison, rows: Sequence[Row]) -> dict[str, Any]:
 def _labels_chart(d: DatasetComparison, rows: Sequence[Row], records: Mapping[str, Record]) -> dict[str, Any]:
     lines = []
     for row in rows:
-        budgets = sorted(records[str(row["run"])].details["labels"].values(), key=lambda found: found["labels"])
+        budgets = few_to_many(records[str(row["run"])])
         if budgets:
-            points = [(found["labels"], *_limits(found, "accuracy")) for found in budgets]
+            points = [(found["labels"], *_limits(found, "accuracy")) for _, found in budgets]
             shape = "best" if row["run"] == d.recommended else "baseline" if row["family"] == "none" else "dot"
             lines.append(Growth(str(row["run"]), points, shape))
     name = f"Accuracy over the number of labels for the runs on {d.name}; the numbers are in reports/labels.csv"

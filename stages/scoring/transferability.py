@@ -143,14 +143,13 @@ def probe(features: Floats, labels: Ints, groups: Sequence[str] | None) -> float
 
 def vectors(store: FeatureStore, rows: Ints) -> Floats:
     """Return the identity view of some rows as vectors (n, D): maps (C, H, W) and tokens (N, D) are averaged."""
+    from stages.transfers.shared.mixing import map_axes
+
     pieces = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         read = store.read(rows[start : start + ROWS_AT_ONCE], ["identity"])[:, 0].astype(np.float64)
-        if read.ndim == 4:
-            read = read.mean(axis=(1, 2) if read.shape[1] == read.shape[2] != read.shape[3] else (2, 3))
-        elif read.ndim == 3:
-            read = read.mean(axis=1)
-        pieces.append(read)
+        axes = map_axes(read.shape) or [1] * (read.ndim == 3)
+        pieces.append(read.mean(axis=tuple(axes)) if axes else read)
     return np.concatenate(pieces)
 
 

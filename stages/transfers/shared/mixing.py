@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stages.cli import UserError
@@ -26,7 +27,7 @@ def mixed(
     import torch
 
     if jitter:
-        axes = tuple(map_axes(inputs)) or tuple(range(1, inputs.ndim))
+        axes = tuple(map_axes(inputs.shape)) or tuple(range(1, inputs.ndim))
         low, high = inputs.amin(axes, keepdim=True), inputs.amax(axes, keepdim=True)
         shift = (2 * torch.rand(low.shape, device=inputs.device) - 1) * jitter
         inputs = torch.minimum(torch.maximum(inputs + shift * (high - low), low), high)
@@ -48,19 +49,18 @@ def mixed(
     return inputs, targets, weights
 
 
-def map_axes(inputs: torch.Tensor) -> list[int]:
-    """Return which axes of a batch are a map's height and width; none where it holds no maps."""
-    if inputs.ndim != 4:
+def map_axes(shape: Sequence[int]) -> list[int]:
+    """Return which axes of a batch of some shape are a map's height and width; none where it holds no maps."""
+    if len(shape) != 4:
         return []
-    channels_last = inputs.shape[1] == inputs.shape[2] != inputs.shape[3]
-    return [1, 2] if channels_last else [2, 3]
+    return [1, 2] if shape[1] == shape[2] != shape[3] else [2, 3]
 
 
 def cut_and_paste(inputs: torch.Tensor, other: torch.Tensor, share: float) -> tuple[torch.Tensor, float]:
     """Put a rectangle of another image, of (1 - share) of the area, into each; returns the share that is left, too."""
     import torch
 
-    axes = map_axes(inputs)
+    axes = map_axes(inputs.shape)
     if not axes:
         raise UserError("cutmix needs maps at the cut; what is stored there is none: use mixup")
     slices = [slice(None)] * 4

@@ -62,12 +62,14 @@ class NetworkModel:
     @cached_property
     def network(self) -> Above:
         """The network, in eval mode."""
+        import torch
+
         from stages.transfers.shared.above import built_above
 
         above = self.facts["above"]
         with TORCH:
             network = built_above(above["network"], above["cut"], above["image_size"], len(self.facts["classes"]))
-        load_arrays(network, self.arrays)
+        network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in self.arrays.items()})
         return network.eval()
 
     def predict_proba(self, activations: Singles) -> Floats:
@@ -80,18 +82,6 @@ class NetworkModel:
         from stages.store.models import write_arrays
 
         write_arrays(folder, self.facts, self.arrays)
-
-
-def to_arrays(network: torch.nn.Module) -> dict[str, NDArray[Any]]:
-    """Return copies of all parameters and buffers of a network."""
-    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in network.state_dict().items()}
-
-
-def load_arrays(network: torch.nn.Module, arrays: dict[str, NDArray[Any]]) -> None:
-    """Put parameters and buffers into a network."""
-    import torch
-
-    network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
 
 
 def predict(

@@ -17,8 +17,7 @@ killed goes on there, and ends with the same bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +31,7 @@ from stages.threads import in_threads
 from stages.transfers import Part, TrainingData
 from stages.transfers.shared.augmentation import Augmentation, augmentation
 from stages.transfers.shared.mixing import mixed
-from stages.transfers.shared.network import NetworkModel, channels_last, load_arrays, outputs, to_arrays
+from stages.transfers.shared.network import NetworkModel, channels_last, outputs
 from stages.transfers.shared.shallow import (
     ClassWeight,
     class_weights,
@@ -163,8 +162,8 @@ def train(
     from stages.backbones.engines import device
     from stages.transfers.shared.above import all_cores
 
-    assert data.above is not None
-    with all_cores(), torch.random.fork_rng(devices=[]), _deterministic():
+    repeatable = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    with all_cores(), torch.random.fork_rng(devices=[]), repeatable:
         where = torch.device(device())
         course = _course(params, data, seed, penalty, where, [data.training], params.epochs, "choice")
         epoch = int(np.argmin([row["validation_log_loss"] for row in course.history])) + 1
@@ -172,7 +171,7 @@ def train(
         arrays, history = course.best, course.history
         if params.refit:
             both = [data.training, data.validation]
-            arrays = to_arrays_of(_course(params, data, seed, penalty, where, both, epoch, "refit"))
+            arrays = _arrays(_course(params, data, seed, penalty, where, both, epoch, "refit"))
     facts = {
         "kind": params.kind,
         "classes": data.classes,
@@ -188,16 +187,7 @@ def train(
     return NetworkModel(facts, arrays, history)
 
 
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    import torch
-
-    cudnn = torch.backends.cudnn
-    with cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        yield
-
-
-def to_arrays_of(course: Course) -> dict[str, NDArray[Any]]:
+def _arrays(course: Course) -> dict[str, NDArray[Any]]:
     """Return the averaged state of a training."""
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in course.average.items()}
 
@@ -241,7 +231,7 @@ def _course(
             )
         course.history.append(row)
         if name == "choice" and row["validation_log_loss"] == min(r["validation_log_loss"] for r in course.history):
-            course.best = to_arrays_of(course)
+            course.best = _arrays(course)
         if checkpoint is not None:
             _keep(course, checkpoint)
     return course
@@ -252,7 +242,6 @@ def _course(
 
 def _choose_trained(network: Above, wanted: Sequence[str]) -> None:
     """Freeze what is not named; the head is always trained."""
-    import torch
     from torch import nn
 
     if "all" in wanted:
@@ -275,14 +264,11 @@ def _choose_trained(network: Above, wanted: Sequence[str]) -> None:
         chosen |= {id(p) for p in found}
     for parameter in network.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
-    assert isinstance(network.head.weight, torch.Tensor)
 
 
 def _set_dropout(network: Above, params: TrainingParams) -> None:
     """Set dropout before the head, and stochastic depth where the network has blocks that can be skipped."""
-    from torch import nn
-
-    network.dropout = nn.Dropout(params.dropout)
+    network.dropout.p = params.dropout
     if not params.stochastic_depth:
         return
     blocks = [m for m in network.body.modules() if type(m).__name__ in ("DropPath", "StochasticDepth")]
@@ -416,10 +402,10 @@ def _average(course: Course, keep: float) -> None:
 def _validate(params: TrainingParams, course: Course, data: TrainingData) -> dict[str, float]:
     """Return log loss, its temperature and accuracy on validation: of the averaged weights, of images as they are."""
     network = course.network
-    kept = to_arrays(network)
+    kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.load_state_dict(course.average)
     logits = outputs(network.eval(), data.validation.activations, 0).astype(np.float64)
-    load_arrays(network, kept)
+    network.load_state_dict(kept)
     labels = data.validation.labels
     weights: Floats = class_weights(params.class_weight, data.training.labels, data.classes)[labels]
     loss, temperature = fit_temperature(logits, labels, weights)
@@ -447,16 +433,13 @@ def fit_temperature(logits: Floats, labels: Indices, weights: Floats) -> tuple[f
 def _operations(network: Above, part: Part) -> int:
     """Count the multiply-adds that an image takes in a network."""
     import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
 
-    from stages.backbones.cut import plain_attention
+    from stages.backbones.cut import counting
 
     one = torch.zeros(1, *part.activations.shape[2:], device=network.head.weight.device)
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), plain_attention(), sdpa_kernel(SDPBackend.MATH), counter:
+    with torch.no_grad(), counting() as counted:
         network.eval()(one)
-    return int(counter.get_total_flops() // 2)
+    return counted()
 
 
 # ---- going on after a kill
