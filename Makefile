@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 .DEFAULT_GOAL := help
 # `make run` is the whole pipeline for a person, `make repro` the same for CI.
-.PHONY: help install run repro summary ui publish test check bench picture keys cuts rank lock clean
+.PHONY: help install run repro summary ui publish test check bench study picture keys cuts rank lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -56,6 +56,10 @@ check: $(STAMP)  ## format, lint and types
 bench: $(STAMP)  ## measure what docs/benchmarks.md says
 	@python -m tests.benchmarks.nothing_to_do
 	@python -m tests.benchmarks.extract
+	@python -m tests.benchmarks.training
+
+study: $(STAMP)  ## run the full study of docs/study: hours; it can be stopped and goes on
+	@python -m tests.benchmarks.study
 
 picture: $(STAMP)  ## take the picture in the README anew, of reports/report.html
 	@python -m tests.browser

@@ -201,8 +201,15 @@ def read_cost(name: str, entry: Run, features: FeatureStore) -> dict[str, Any]:
     """Return what the run has cost: counts, and the seconds of the machine that really computed it."""
     extract = read_json(COSTS / "extract" / f"{entry.features}.json")
     train = read_json(COSTS / "finetune" / f"{name}.json")
+    extracting = extract["operations"] * extract["images"]
+    # An epoch end to end takes all training images there and back, each in one view.
+    one_view = features.facts["operations"] / len(features.views) + train["pass_operations"]
+    epoch = 3 * one_view * train["training_images"]
     return {
         "operations_per_image": features.facts["operations"] + train["operations"],
+        "extract_operations": extracting,
+        "train_operations": train["training_operations"],
+        "end_to_end_epochs": (extracting + train["training_operations"]) / epoch if epoch else None,
         "trained_parameters": train["trained_parameters"],
         "feature_bytes": extract["bytes"],
         "extract_seconds": extract["seconds"],

@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -80,6 +81,9 @@ def finetune(name: str, run: Run) -> None:
         "peak_memory_bytes": peak_memory_bytes(),
         "trained_parameters": models[0].trained_parameters,
         "operations": getattr(models[0], "operations", 0),
+        "training_operations": round(mean(getattr(model, "training_operations", 0) for model in models)),
+        "pass_operations": getattr(models[0], "pass_operations", 0),
+        "training_images": len(samples.labelled(0, ("train",), most)[0]),
     }
     write_json(COSTS / "finetune" / f"{name}.json", cost)
     if _streams(run):

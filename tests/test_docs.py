@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.params import key_table, kinds, read_params
+from stages.params import key_table, kind_module, kinds, read_params
 from tests.conftest import ROOT, make_project
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -44,6 +44,14 @@ def test_entries_for_own_images_are_valid(page: str, tmp_path: Path) -> None:
     lines = [line[indent:] for line in block[1].splitlines()]
     (tmp_path / "params.yaml").write_text("\n".join(lines) + "\n")
     assert set(read_params(tmp_path / "params.yaml").runs) == {"majority", "probe", "svm"}
+
+
+def test_the_full_study_is_valid_and_has_every_cut_and_kind_that_trains_a_network() -> None:
+    params = read_params(ROOT / "docs/study/params.yaml")
+    cuts = {params.features[run.features].cut for run in params.runs.values()}
+    assert {"image", "blocks.2", "blocks.3", "blocks.4", "blocks.5"} <= cuts
+    trained = {kind for kind in kinds("transfers") if hasattr(kind_module("transfers", kind), "STREAMS")}
+    assert trained <= {run.transfer.kind for run in params.runs.values()}
 
 
 @pytest.mark.pipeline

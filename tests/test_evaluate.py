@@ -110,8 +110,10 @@ def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Samples:
     use_models(monkeypatch, [OneFeature(1.0 + repeat) for repeat in range(4)])
     write_json(Path("data/models/svm/run.json"), RUN_FACTS)
     both = {"seconds": 2.5, "core_seconds": 4.0, "peak_memory_bytes": 10**8}
-    write_json(Path("data/costs/extract/plain.json"), {**both, "images_per_second": 48.0, "bytes": 480})
-    write_json(Path("data/costs/finetune/svm.json"), {**both, "trained_parameters": 2, "operations": 1000})
+    extraction = {"images_per_second": 48.0, "bytes": 480, "images": 120, "operations": 390_000_000}
+    write_json(Path("data/costs/extract/plain.json"), {**both, **extraction})
+    counts = {"operations": 1000, "pass_operations": 1000, "training_operations": 9 * 10**9, "training_images": 60}
+    write_json(Path("data/costs/finetune/svm.json"), {**both, **counts, "trained_parameters": 2})
     return prepared
 
 
@@ -254,6 +256,10 @@ def test_costs_are_numbers_by_the_names_of_the_leaderboard(samples: Samples) -> 
         390_001_000,
     )
     assert all(isinstance(value, int | float) for value in cost.values())
+    assert (cost["extract_operations"], cost["train_operations"]) == (120 * 390_000_000, 9 * 10**9)
+    # An epoch of the whole network: 60 images, there and back.
+    epoch = 3 * 60 * 390_001_000
+    assert cost["end_to_end_epochs"] == pytest.approx((120 * 390_000_000 + 9 * 10**9) / epoch)
 
 
 def test_curves_and_confusion_are_of_the_same_predictions(samples: Samples) -> None:

@@ -112,7 +112,7 @@ def _tick(value: float, signed: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Point:
-    """A run in the chart of cost against accuracy; `cost` in multiply-adds per image."""
+    """A run in a chart of cost against accuracy; `cost` in multiply-adds."""
 
     label: str
     cost: float
@@ -123,10 +123,13 @@ class Point:
     url: str
 
 
-def scatter(points: Sequence[Point], name: str, width: int = 860) -> Markup:
-    """Draw accuracy with its interval against cost on a logarithmic axis; what costs nothing stands left, apart."""
+def scatter(points: Sequence[Point], name: str, axis: str, width: int = 860) -> Markup:
+    """Draw accuracy with its interval against cost on a logarithmic axis; what costs nothing stands left, apart.
+
+    axis : what is counted.
+    """
     frame = _Frame.around(points, width)
-    parts = [*frame.grid(), *frame.cost_axis()]
+    parts = [*frame.grid(), *frame.cost_axis(axis)]
     for cluster in _clusters(points, frame):
         parts += _cluster(cluster, frame)
     return _svg(width, frame.height, parts, name, class_="scatter", role="group")  # an image could hold no links
@@ -182,7 +185,7 @@ TICK_GAP = 46
 
 @dataclass(frozen=True)
 class _Frame:
-    """Where the chart of cost against accuracy has its axes."""
+    """Where a chart of cost against accuracy has its axes."""
 
     width: int
     height: int
@@ -217,7 +220,7 @@ class _Frame:
             yield element("line", class_="grid", x1=float(self.left), x2=float(self.width), y1=y, y2=y)
             yield element("text", _tick(t), x=self.left - 6.0, y=y + 4, text_anchor="end")
 
-    def cost_axis(self) -> Iterator[Markup]:
+    def cost_axis(self, title: str) -> Iterator[Markup]:
         """Draw the axis of costs below."""
         y, taken = self.up.start + 18, -math.inf
         if self.free is not None:
@@ -227,7 +230,7 @@ class _Frame:
             if self.x(t) - taken >= TICK_GAP:
                 taken = self.x(t)
                 yield element("text", count(t), x=taken, y=y, text_anchor="middle")
-        yield element("text", "multiply-adds per image", x=float(self.left), y=self.height - 6.0)
+        yield element("text", title, x=float(self.left), y=self.height - 6.0)
 
 
 def cost_ticks(costs: Sequence[float]) -> list[float]:

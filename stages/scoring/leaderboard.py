@@ -38,6 +38,9 @@ COSTS = (
     "train_peak_memory_bytes",
     "trained_parameters",
     "operations_per_image",
+    "extract_operations",
+    "train_operations",
+    "end_to_end_epochs",
     "feature_bytes",
 )
 COLUMNS = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ def _dataset(
             for row in rows
         ],
         **_differences(d),
-        **_cost_chart(d, rows),
+        **_cost_charts(d, rows),
         **_labels_chart(d, rows, records),
     }
 
@@ -184,6 +184,7 @@ def _on_fewer(repeats: int, d: DatasetComparison) -> str:
 def _costs(row: Row) -> list[str]:
     return [
         count(row["operations_per_image"]),
+        decimals(row["end_to_end_epochs"], 1),
         seconds(row["extract_seconds"]),
         count(row["images_per_second"]),
         seconds(row["train_seconds"]),
@@ -242,11 +243,30 @@ def _difference(x: Difference, d: DatasetComparison) -> dict[str, str]:
     }
 
 
-def _cost_chart(d: DatasetComparison, rows: Sequence[Row]) -> dict[str, Any]:
-    points = [
+def _cost_charts(d: DatasetComparison, rows: Sequence[Row]) -> dict[str, Any]:
+    signs = ["dots are transfers"]
+    signs += ["squares are baselines, which transfer nothing"] if any(row["family"] == "none" for row in rows) else []
+    signs += ["the ring is the recommended run"] if d.recommended else []
+    predicting = _points(d, rows, lambda row: float(row["operations_per_image"] or 0))
+    training = _points(d, rows, lambda row: float(row["extract_operations"] or 0) + float(row["train_operations"] or 0))
+    charts = {
+        "scatter": (predicting, "multiply-adds per image"),
+        "training": (training, "multiply-adds of extraction and training, one repeat"),
+    }
+    if not any(row["train_operations"] for row in rows):
+        del charts["training"]  # heads alone: all the work is in extraction
+    drawn: dict[str, Any] = {"scatter_caption": f"Accuracy with its 95 % interval: {', '.join(signs)}.", "training": ""}
+    for key, (points, axis) in charts.items():
+        name = f"Accuracy against {axis} for the runs on {d.name}; the numbers are in the tables"
+        drawn |= {key: scatter(points, name, axis), f"{key}_narrow": scatter(points, name, axis, width=330)}
+    return drawn
+
+
+def _points(d: DatasetComparison, rows: Sequence[Row], cost: Callable[[Row], float]) -> list[Point]:
+    return [
         Point(
             label=str(row["run"]),
-            cost=float(row["operations_per_image"] or 0),
+            cost=cost(row),
             low=_limits(row, "accuracy")[0],
             value=float(row["accuracy"]),
             high=_limits(row, "accuracy")[2],
@@ -255,15 +275,6 @@ def _cost_chart(d: DatasetComparison, rows: Sequence[Row]) -> dict[str, Any]:
         )
         for row in rows
     ]
-    signs = ["dots are transfers"]
-    signs += ["squares are baselines, which transfer nothing"] if any(p.shape == "baseline" for p in points) else []
-    signs += ["the ring is the recommended run"] if d.recommended else []
-    name = f"Accuracy against multiply-adds per image for the runs on {d.name}; the numbers are in the tables"
-    return {
-        "scatter": scatter(points, name),
-        "scatter_narrow": scatter(points, name, width=330),
-        "scatter_caption": f"Accuracy with its 95 % interval: {', '.join(signs)}.",
-    }
 
 
 def _labels_chart(d: DatasetComparison, rows: Sequence[Row], records: Mapping[str, Record]) -> dict[str, Any]:

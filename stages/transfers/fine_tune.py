@@ -36,4 +36,4 @@ load = NetworkModel.load
 
 def fit(params: Params, data: TrainingData, seed: int) -> NetworkModel:
     """Train the network above the cut on stored activations; see `train` for what is raised."""
-    return train(params, data, seed)
+    return train(params, data, seed).model()

@@ -44,19 +44,19 @@ load = NetworkModel.load
 def fit(params: Params, data: TrainingData, seed: int) -> NetworkModel:
     """Train the network above the cut on stored activations; see `train` for what is raised."""
 
-    def penalty(network: Above) -> Callable[[], torch.Tensor]:
+    def begin(network: Above) -> Callable[[torch.Tensor], torch.Tensor]:
         import torch
 
         weights = {n: p for n, p in network.named_parameters() if p.requires_grad}
         start = {n: p.detach().clone() for n, p in weights.items() if not n.startswith("head.")}
 
-        def value() -> torch.Tensor:
+        def penalty(_: torch.Tensor) -> torch.Tensor:
             # alpha/2 |w - w0|^2 over what was transferred, beta/2 |w|^2 over the head, which started from nothing.
             transferred = [(weights[n] - w0).square().sum() for n, w0 in start.items()]
             head = [p.square().sum() for n, p in weights.items() if n not in start]
             moved = torch.stack(transferred).sum() if transferred else torch.zeros(())
             return params.alpha / 2 * moved + params.beta / 2 * torch.stack(head).sum()
 
-        return value
+        return penalty
 
-    return train(params, data, seed, penalty)
+    return train(params, data, seed, begin).model()

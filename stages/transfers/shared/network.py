@@ -30,8 +30,8 @@ IMAGES_AT_ONCE = 32
 class NetworkModel:
     """A network above the cut with its weights, as arrays.
 
-    facts : what model.json holds; `above` says how the network is built again, `views` which views are averaged, and
-        by its `temperature` logits are divided
+    facts : what model.json holds; `above` says how the network is built again, `views` which views are averaged, by
+        its `temperature` logits are divided, and `operations` are those of an image's pass, `passes` those of training
     history : a row per epoch
     """
 
@@ -55,9 +55,19 @@ class NetworkModel:
         return int(self.facts["trained_parameters"])
 
     @property
+    def pass_operations(self) -> int:
+        """How many multiply-adds an image takes above the cut, in one view."""
+        return int(self.facts["operations"])
+
+    @property
     def operations(self) -> int:
         """How many multiply-adds an image takes above the cut, over all views that are averaged."""
-        return int(self.facts["operations"])
+        return self.pass_operations * int(self.facts["averaged"])
+
+    @property
+    def training_operations(self) -> int:
+        """How many multiply-adds the training has taken, back through the network counted as twice the way there."""
+        return self.pass_operations * int(self.facts["passes"])
 
     @cached_property
     def network(self) -> Above:
@@ -115,16 +125,11 @@ def _batches(activations: Activations, view: int) -> Iterator[tuple[torch.Tensor
     """Yield whole batches, the last filled up with zeros, and how many images of each count."""
     import torch
 
+    from stages.transfers.shared.layout import channels_last
+
     for start in range(0, max(len(activations), 1), IMAGES_AT_ONCE):
         rows = np.arange(start, min(start + IMAGES_AT_ONCE, len(activations)))
         batch = activations[rows, np.full(len(rows), view)]
         whole = np.zeros((IMAGES_AT_ONCE, *batch.shape[1:]), np.float32)
         whole[: len(rows)] = batch
         yield channels_last(torch.from_numpy(whole)), len(rows)
-
-
-def channels_last(batch: torch.Tensor) -> torch.Tensor:
-    """Return a batch with its channels last in memory where it is of maps, as convolutions like it best."""
-    import torch
-
-    return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.transfers import Part, TrainingData
-from stages.transfers.shared.network import channels_last, outputs
+from stages.transfers.shared.network import outputs
 from stages.transfers.shared.shallow import Linear, WeightedParams, fit_shallow, logistic_heads
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def _settle(network: Above, part: Part, batch_size: int) -> None:
     """Let batch norms that are trained take the statistics of the training images, as they will in the first steps."""
     import torch
     from torch import nn
+
+    from stages.transfers.shared.layout import channels_last
 
     network.training_mode()
     norms = [m for m in network.body.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]

@@ -9,9 +9,9 @@
    validation, which the model keeps. Guo et al., ICML 2017, arXiv:1706.04599, section 4.2.
 5. `refit: true` then trains once more on training and validation together, along the same course, up to that epoch.
 
-An epoch draws each image once, in one of its stored views. A batch norm of which nothing is trained keeps its
-statistics; the others' move. After each epoch all that the rest depends on is kept in a checkpoint: a training that was
-killed goes on there, and ends with the same bits.
+An epoch draws each image once, in one of its stored views (of few images, several times: `min_steps`). A batch norm of
+which nothing is trained keeps its statistics; the others' move. After each epoch all that the rest depends on is kept
+in a checkpoint: a training that was killed goes on there, and ends with the same bits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from stages.threads import in_threads
 from stages.transfers import Part, TrainingData
 from stages.transfers.shared.augmentation import Augmentation, augmentation
 from stages.transfers.shared.mixing import mixed
-from stages.transfers.shared.network import NetworkModel, channels_last, outputs
+from stages.transfers.shared.network import NetworkModel, outputs
 from stages.transfers.shared.shallow import (
     ClassWeight,
     class_weights,
@@ -49,7 +49,9 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
     Indices = NDArray[np.int64]
-    Penalty = Callable[[], torch.Tensor]
+    Arrays = dict[str, NDArray[Any]]
+    Penalty = Callable[[torch.Tensor], torch.Tensor]
+    Begin = Callable[[Above], Penalty | None]
 
 MOMENTUM = 0.9
 
@@ -58,6 +60,9 @@ class TrainingParams(Transfer):
     """Keys of every training above the cut."""
 
     epochs: int = Field(12, ge=1, description="passes over the training images")
+    min_steps: int = Field(
+        100, ge=0, description="fewest steps of a training: with few images an epoch is several passes over them"
+    )
     batch_size: int = Field(32, ge=2, description="images in a training step")
     learning_rate: float = Field(0.0005, gt=0, description="highest step size, of the head and the uppermost layer")
     layer_decay: float = Field(
@@ -107,6 +112,10 @@ class TrainingParams(Transfer):
         False, description="train again on training and validation together, once the epoch is chosen: twice the time"
     )
 
+    def rounds(self, images: int) -> int:
+        """Return how many passes over so many images an epoch is."""
+        return max(1, math.ceil(self.min_steps / (self.epochs * math.ceil(images / self.batch_size))))
+
     @model_validator(mode="after")
     def _check(self) -> TrainingParams:
         if self.mixup and self.cutmix:
@@ -132,15 +141,16 @@ class Course:
     """How far a training is: everything on which the rest of it depends.
 
     network : what is trained; average : the running average of its state; steps : taken so far
-    best : the state of the epoch of lowest validation log loss, as arrays
+    start, best : the state before the first step, and of the epoch of lowest validation log loss, as arrays
     """
 
     network: Above
     optimizer: torch.optim.Optimizer
     average: dict[str, torch.Tensor]
+    start: Arrays = field(default_factory=dict)
     steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, NDArray[Any]] = field(default_factory=dict)
+    best: Arrays = field(default_factory=dict)
 
     @property
     def epoch(self) -> int:
@@ -148,55 +158,111 @@ class Course:
         return len(self.history)
 
 
-def train(
-    params: TrainingParams, data: TrainingData, seed: int, penalty: Callable[[Above], Penalty] | None = None
-) -> NetworkModel:
-    """Train what lies above the cut, and return it as it was in its best epoch, with a row of history per epoch.
+@dataclass
+class Trained:
+    """What a training has come to: the states of its network, as arrays by name.
 
-    penalty : is given the network at its start, and returns what is added to the loss of each step. Losses are in nats
-    per image. Raises UserError when a loss is no longer finite, naming the epoch and the learning rate, and for a name
-    under `train` or `class_weight` that there is not.
+    start : before the first step; chosen : in the epoch of lowest validation log loss; final : of the refit where there
+    is one, else the chosen one
+    """
+
+    params: TrainingParams
+    data: TrainingData
+    network: Above
+    history: list[dict[str, float]]
+    start: Arrays
+    chosen: Arrays
+    final: Arrays
+
+    @property
+    def epoch(self) -> int:
+        """The chosen epoch, from 1."""
+        return int(np.argmin([row["validation_log_loss"] for row in self.history])) + 1
+
+    def validate(self, arrays: Arrays) -> dict[str, float]:
+        """Return log loss, its temperature and accuracy on validation of a state of the network."""
+        import torch
+
+        from stages.transfers.shared.above import all_cores
+
+        self.network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+        with all_cores():
+            return _validate(self.params, self.network, self.data)
+
+    def model(self, arrays: Arrays | None = None, temperature: float | None = None, **chosen: Any) -> NetworkModel:
+        """Return a state as a model, with its temperature and what was chosen beside the epoch; else the final one."""
+        ours, views = self.params, self.data.training.activations.shape[1]
+        facts = {
+            "kind": ours.kind,
+            "classes": self.data.classes,
+            "views": "all" if ours.average_views else "identity",
+            "chosen": {"epoch": self.epoch, **chosen},
+            "temperature": self.history[self.epoch - 1]["temperature"] if temperature is None else temperature,
+            "trained_parameters": sum(p.numel() for p in self.network.parameters() if p.requires_grad),
+            "operations": _operations(self.network, self.data.training),
+            "averaged": views if ours.average_views else 1,
+            "passes": self.passes,
+            "above": {**self.data.facts, "classifier": self.network.classifier},
+        }
+        return NetworkModel(facts, self.final if arrays is None else arrays, self.history)
+
+    @property
+    def passes(self) -> int:
+        """How often an image has gone through the network; back through it counts twice, for two products per layer."""
+        training, validation = len(self.data.training.labels), len(self.data.validation.labels)
+        ours = self.params
+        passes = ours.epochs * (3 * training * ours.rounds(training) + validation)
+        if ours.start == "probe":
+            passes += 2 * training + validation
+        both = training + validation
+        return passes + (3 * self.epoch * both * ours.rounds(both) if ours.refit else 0)
+
+
+def train(params: TrainingParams, data: TrainingData, seed: int, begin: Begin | None = None, order: int = 0) -> Trained:
+    """Train what lies above the cut.
+
+    begin : is given the network at its start, and returns what is added to the loss of each step, if anything, by what
+        the head reads (B, D)
+    order : of the same start, another order of images and views for each number
+    Losses are in nats per image. Raises UserError when a loss is no longer finite, naming the epoch and the learning
+    rate, and for a name under `train` or `class_weight` that there is not.
     """
     import torch
 
     from stages.backbones.engines import device
+    from stages.memory import keep_freed_memory
     from stages.transfers.shared.above import all_cores
 
+    keep_freed_memory()
     repeatable = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     with all_cores(), torch.random.fork_rng(devices=[]), repeatable:
         where = torch.device(device())
-        course = _course(params, data, seed, penalty, where, [data.training], params.epochs, "choice")
-        epoch = int(np.argmin([row["validation_log_loss"] for row in course.history])) + 1
-        temperature = course.history[epoch - 1]["temperature"]
-        arrays, history = course.best, course.history
+        course = _course(params, data, (seed, order), begin, where, [data.training], params.epochs, "choice")
+        trained = Trained(params, data, course.network, course.history, course.start, course.best, course.best)
         if params.refit:
             both = [data.training, data.validation]
-            arrays = _arrays(_course(params, data, seed, penalty, where, both, epoch, "refit"))
-    facts = {
-        "kind": params.kind,
-        "classes": data.classes,
-        "views": "all" if params.average_views else "identity",
-        "chosen": {"epoch": epoch},
-        "temperature": temperature,
-        "trained_parameters": sum(p.numel() for p in course.network.parameters() if p.requires_grad),
-        "operations": _operations(course.network, data.training),
-        "above": {**data.facts, "classifier": course.network.classifier},
-    }
-    if params.average_views:
-        facts["operations"] *= data.training.activations.shape[1]
-    return NetworkModel(facts, arrays, history)
+            refit = _course(params, data, (seed, order), begin, where, both, trained.epoch, "refit")
+            trained.final = _arrays(refit.average)
+    return trained
 
 
-def _arrays(course: Course) -> dict[str, NDArray[Any]]:
-    """Return the averaged state of a training."""
-    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in course.average.items()}
+def mean_state(states: Sequence[Arrays], weights: Sequence[float] | None = None) -> Arrays:
+    """Return the weighted mean of some states of a network; counts, as of batches seen, are those of the last."""
+    floats = [name for name, array in states[-1].items() if array.dtype.kind == "f"]
+    mean = {n: np.average([s[n] for s in states], axis=0, weights=weights).astype(states[-1][n].dtype) for n in floats}
+    return {**states[-1], **mean}
+
+
+def _arrays(state: dict[str, torch.Tensor]) -> Arrays:
+    """Return a copy of a state as arrays."""
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
 
 
 def _course(
     params: TrainingParams,
     data: TrainingData,
-    seed: int,
-    penalty: Callable[[Above], Penalty] | None,
+    seeds: tuple[int, int],
+    begin: Begin | None,
     where: torch.device,
     parts: Sequence[Part],
     epochs: int,
@@ -205,33 +271,44 @@ def _course(
     """Train for so many epochs on some parts, from the start or from where a killed training was."""
     import torch
 
+    from stages.transfers.shared.layout import train_channels_last
+
+    seed, order = seeds
     torch.manual_seed(seed)
     assert data.above is not None
     network = data.above().to(where)
+    if where.type == "cpu":
+        train_channels_last(network)
     _choose_trained(network, params.train)
     if params.start == "probe":
         start_as_probe(network, data, params, seed)
     _set_dropout(network, params)
     optimizer = _optimizer(params, network)
-    course = Course(network, optimizer, {n: t.detach().clone() for n, t in network.state_dict().items()})
-    extra = penalty(network) if penalty is not None else None
+    state = network.state_dict()
+    course = Course(network, optimizer, {n: t.detach().clone() for n, t in state.items()}, _arrays(state))
+    penalty = begin(network) if begin is not None else None
+    if order:
+        torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
     checkpoint = None if data.checkpoint is None else data.checkpoint.with_name(f"{data.checkpoint.name}-{name}.pt")
     if checkpoint is not None and checkpoint.is_file():
         _restore(course, checkpoint)
     images = _Images(params, parts, data)
-    per_epoch = -(-images.count // params.batch_size)
+    per_epoch = -(-images.count // params.batch_size) * params.rounds(images.count)
     for epoch in range(course.epoch, epochs):
-        loss = _epoch(params, course, images, per_epoch, extra, where)
+        loss = _epoch(params, course, images, per_epoch, penalty, where)
         row = {"epoch": epoch + 1, "training_log_loss": loss}
         if name == "choice":
-            row |= _validate(params, course, data)
+            kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+            network.load_state_dict(course.average)
+            row |= _validate(params, network, data)
+            network.load_state_dict(kept)
         if not all(math.isfinite(value) for value in row.values()):
             raise UserError(
                 f"the loss is no longer finite in epoch {epoch + 1}: lower learning_rate {params.learning_rate:g}"
             )
         course.history.append(row)
         if name == "choice" and row["validation_log_loss"] == min(r["validation_log_loss"] for r in course.history):
-            course.best = _arrays(course)
+            course.best = _arrays(course.average)
         if checkpoint is not None:
             _keep(course, checkpoint)
     return course
@@ -354,15 +431,21 @@ def _epoch(
     import torch
     from torch.nn.functional import log_softmax
 
+    from stages.transfers.shared.layout import channels_last
+
     network, optimizer = course.network, course.optimizer
     network.training_mode()
     trained = [p for p in network.parameters() if p.requires_grad]
-    order = torch.randperm(images.count).numpy()
-    views = torch.randint(images.views, (images.count,)).numpy()
-    drawn = [(order[at], views[at]) for at in np.array_split(np.arange(images.count), per_epoch)]
+    drawn: list[tuple[Indices, Indices]] = []
+    for _ in range(params.rounds(images.count)):
+        order = torch.randperm(images.count).numpy()
+        views = torch.randint(images.views, (images.count,)).numpy()
+        split = np.array_split(np.arange(images.count), -(-images.count // params.batch_size))
+        drawn += [(order[at], views[at]) for at in split]
+    count = sum(len(rows) for rows, _ in drawn)
     total = 0.0
     batches = zip(drawn, in_threads(images.read, drawn, threads=1), strict=True)
-    shown = progress(batches, images.count, "image", lambda batch: len(batch[1]))
+    shown = progress(batches, count, "image", lambda batch: len(batch[1]))
     augment = augmentation(params.augment, images.side) if params.augment else None
     for (rows, _), activations in shown:
         pixels = torch.from_numpy(activations) if augment is None else augment(torch.from_numpy(activations))
@@ -373,17 +456,18 @@ def _epoch(
         for group in optimizer.param_groups:
             group["lr"] = step_size * group["scale"]
         with torch.autocast(where.type, torch.bfloat16, enabled=params.precision == "bfloat16"):
-            logits = network(inputs)
+            features = network.body(inputs)
+            logits = network.head(network.dropout(features))
         loss = -(weights * (targets * log_softmax(logits.float(), 1)).sum(1)).mean()
         optimizer.zero_grad(set_to_none=True)
-        (loss if penalty is None else loss + penalty()).backward()  # type: ignore[no-untyped-call]
+        (loss if penalty is None else loss + penalty(features.float())).backward()  # type: ignore[no-untyped-call]
         if params.clip:
             torch.nn.utils.clip_grad_norm_(trained, params.clip)
         optimizer.step()
         course.steps += 1
         _average(course, params.average)
         total += loss.item() * len(rows)
-    return total / images.count
+    return total / count
 
 
 def _average(course: Course, keep: float) -> None:
@@ -399,13 +483,9 @@ def _average(course: Course, keep: float) -> None:
             course.average[name].copy_(state[name])
 
 
-def _validate(params: TrainingParams, course: Course, data: TrainingData) -> dict[str, float]:
-    """Return log loss, its temperature and accuracy on validation: of the averaged weights, of images as they are."""
-    network = course.network
-    kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    network.load_state_dict(course.average)
+def _validate(params: TrainingParams, network: Above, data: TrainingData) -> dict[str, float]:
+    """Return log loss, its temperature and accuracy on validation, of images as they are."""
     logits = outputs(network.eval(), data.validation.activations, 0).astype(np.float64)
-    network.load_state_dict(kept)
     labels = data.validation.labels
     weights: Floats = class_weights(params.class_weight, data.training.labels, data.classes)[labels]
     loss, temperature = fit_temperature(logits, labels, weights)

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from stages.backbones.cut import split
+from stages.backbones.cut import counting, split
 from stages.cli import UserError
 from stages.params import Dataset, Features, Label
 from stages.transfers import Part, TrainingData
@@ -21,14 +21,14 @@ from stages.transfers.fine_tune import Params, fit, problem
 from stages.transfers.shared import training
 from stages.transfers.shared.above import Above, built_above, lying_above
 from stages.transfers.shared.mixing import cut_and_paste, mixed
-from stages.transfers.shared.network import channels_last, outputs
+from stages.transfers.shared.network import outputs
 from stages.transfers.shared.starting import COSTS
 from stages.transfers.shared.training import fit_temperature, rate
 from tests.backbones.conftest import cells, network
 
 CUT, SIZE = "layer2", 64
 FACTS = {"library": "timm", "network": "test_resnet", "classes": 1000, "mean": [0.5] * 3, "std": [0.5] * 3}
-QUICK: dict[str, Any] = {"kind": "fine_tune", "epochs": 3, "batch_size": 16}
+QUICK: dict[str, Any] = {"kind": "fine_tune", "epochs": 3, "batch_size": 16, "min_steps": 0}
 
 
 def params(**keys: Any) -> Params:
@@ -214,6 +214,22 @@ def test_the_rate_rises_and_falls_along_a_half_cosine() -> None:
     assert found[19] == pytest.approx(0.1 * 0.5 * (1 + np.cos(np.pi * 15 / 16)))
 
 
+def test_few_images_are_passed_over_several_times_an_epoch(data: TrainingData) -> None:
+    """48 images in batches of 16 are 3 steps a pass; 3 epochs of them are 9, of 20 wanted."""
+    assert [params(min_steps=steps).rounds(48) for steps in (0, 9, 10, 20, 27, 28)] == [1, 1, 2, 3, 3, 4]
+    read: list[int] = []
+    images = training._Images(params(), [data.training], data)
+    whole, images.read = images.read, lambda drawn: (read.extend(drawn[0]), whole(drawn))[1]  # type: ignore[method-assign]
+    assert data.above is not None
+    network = data.above()
+    state = {n: t.clone() for n, t in network.state_dict().items()}
+    keys = params(min_steps=20)
+    course = training.Course(network, training._optimizer(keys, network), state)
+    training._epoch(keys, course, images, 9, None, torch.device("cpu"))
+    assert (course.steps, len(read)) == (9, 3 * 48)
+    assert all(sorted(read[at : at + 48]) == list(range(48)) for at in (0, 48, 96))
+
+
 def test_lower_layers_learn_slower_and_norms_and_biases_do_not_decay(data: TrainingData) -> None:
     assert data.above is not None
     above = data.above()
@@ -290,6 +306,20 @@ def test_from_the_image_up_all_is_trained_and_the_small_network_learns_what_is_p
     assert model.operations == 32**2 * 3 * 32 * 9 + 16**2 * 32 * 64 * 9 + 64 * 49 * 1024 + 1024 * 2
 
 
+def test_what_training_takes_is_counted_there_and_back(data: TrainingData) -> None:
+    """48 images to train on, 24 to validate with; back through a network costs twice the way there."""
+    below, whole = split(a_network(), CUT, SIZE), a_network()
+    with torch.no_grad(), counting() as counted:
+        below.above(torch.from_numpy(data.training.activations[:1, 0]))
+    one = counted() - whole.fc.weight.numel() + 2 * whole.fc.in_features
+    model = fit(params(epochs=2, min_steps=7), data, 0)  # two passes an epoch
+    assert model.pass_operations == one
+    assert model.operations == 2 * one  # two views
+    assert model.training_operations == one * (2 * 48 + 24 + 2 * (2 * 3 * 48 + 24))
+    zero = fit(params(epochs=2, start="zero", refit=True), data, 0)
+    assert zero.training_operations == one * (2 * (3 * 48 + 24) + zero.chosen["epoch"] * 3 * 72)
+
+
 def test_lower_layers_alone_can_be_tuned(data: TrainingData) -> None:
     """Surgical fine-tuning: from the image up, the first block alone."""
     shared = lying_above(a_network(), FACTS, "image", SIZE, 2)
@@ -322,8 +352,3 @@ def test_blocks_that_cannot_be_skipped_are_an_error_of_one_line(data: TrainingDa
 def test_a_loss_that_is_no_longer_finite_names_epoch_and_rate(data: TrainingData) -> None:
     with pytest.raises(UserError, match="no longer finite in epoch 1: lower learning_rate 1e\\+30"):
         fit(params(learning_rate=1e30, clip=0, optimizer="sgd", warmup=0.0), data, 0)
-
-
-def test_batches_have_their_channels_last_where_they_are_maps() -> None:
-    assert channels_last(torch.zeros(2, 3, 4, 5)).is_contiguous(memory_format=torch.channels_last)
-    assert channels_last(torch.zeros(2, 3, 4)).shape == (2, 3, 4)

@@ -1,0 +1,39 @@
+"""Memory that was freed is used again, without new pages from the system."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+if sys.argv[1] == "kept":
+    from stages.memory import keep_freed_memory
+    keep_freed_memory()
+import numpy as np
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def step():
+    maps = [np.ones(24 * 2**20, np.uint8) for _ in range(8)]
+
+for _ in range(3):
+    step()
+before = faults()
+for _ in range(10):
+    step()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the GNU C library alone has these settings")
+def test_blocks_of_many_megabytes_are_used_again() -> None:
+    given, kept = (
+        int(subprocess.check_output([sys.executable, "-c", PROGRAM, how], text=True)) for how in ("given", "kept")
+    )
+    assert given > 10_000  # ten times 192 MiB are 491,520 pages of 4 KiB
+    assert kept < 100

@@ -1,0 +1,58 @@
+"""Channels last changes where numbers lie, and not what they are."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from stages.transfers.shared.layout import Pointwise, channels_last, train_channels_last
+from tests.backbones.conftest import network
+
+
+def test_batches_have_their_channels_last_where_they_are_maps() -> None:
+    assert channels_last(torch.zeros(2, 3, 4, 5)).is_contiguous(memory_format=torch.channels_last)
+    assert channels_last(torch.zeros(2, 3, 4)).shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+def test_outputs_and_gradients_are_those_of_the_network_as_it_is(name: str) -> None:
+    plain = copy.deepcopy(network("timm", name)).double().train().requires_grad_(True)
+    ordered = copy.deepcopy(plain)
+    train_channels_last(ordered)
+    assert any(isinstance(m, Pointwise) for m in ordered.modules())
+    torch.manual_seed(0)
+    images = torch.randn(6, 3, 64, 64, dtype=torch.float64)
+    found = []
+    for tried, given in ((plain, images), (ordered, channels_last(images))):
+        logits = tried(given)
+        (logits * torch.linspace(-1, 1, logits.numel()).reshape(logits.shape).double()).sum().backward()
+        found.append((logits, {n: p.grad for n, p in tried.named_parameters()}, tried.state_dict()))
+    (logits, gradients, state), (own, own_gradients, own_state) = found
+    torch.testing.assert_close(own, logits, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(own_gradients, gradients, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(own_state, state, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_that_come_otherwise_are_put_in_order() -> None:
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    train_channels_last(body)
+    seen: list[bool] = []
+    read = channels_last(torch.randn(2, 3, 9, 9))
+    maps = body[0](read)
+    maps.register_hook(lambda gradient: seen.append(gradient.is_contiguous(memory_format=torch.channels_last)))
+    body[2](body[1](maps)).mean((2, 3)).sum().backward()
+    assert seen == [True]
+
+
+def test_other_convolutions_stay_what_they_are() -> None:
+    others = [
+        nn.Conv2d(4, 4, 1, stride=2),
+        nn.Conv2d(4, 4, 1, groups=2),
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 1, padding=1),
+    ]
+    train_channels_last(nn.Sequential(*others))
+    assert [type(module) for module in others] == [nn.Conv2d] * 4
