@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 from markupsafe import Markup, escape
 
@@ -19,6 +20,17 @@ from stages.scoring.wording import count
 BAR_HEIGHT, BAR_MARGIN = 18, 8
 CURVE_SIDE = 190
 MAX_CURVE_POINTS = 60
+
+
+def style() -> str:
+    """Return the charts' look as CSS."""
+    return Path(__file__).with_name("charts.css").read_text(encoding="utf-8")
+
+
+def stand_alone(svg: str) -> str:
+    """Return a chart of the page as a file of its own, with its look."""
+    look = f"<style>{style()}:root {{ background: var(--paper); }}</style>"
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{look}", 1) + "\n"
 
 
 def element(tag: str, *content: str, **attributes: object) -> Markup:
@@ -123,13 +135,19 @@ class Point:
     url: str
 
 
-def scatter(points: Sequence[Point], name: str, axis: str, width: int = 860) -> Markup:
+def scatter(
+    points: Sequence[Point], name: str, axis: str, joined: Sequence[Sequence[str]] = (), width: int = 860
+) -> Markup:
     """Draw accuracy with its interval against cost on a logarithmic axis; what costs nothing stands left, apart.
 
-    axis : what is counted.
+    axis : what is counted. joined : labels of points that belong to one curve.
     """
     frame = _Frame.around(points, width)
-    parts = [*frame.grid(), *frame.cost_axis(axis)]
+    parts = [*frame.axes(axis)]
+    for labels in joined:
+        along = sorted((p for p in points if p.label in labels), key=lambda p: p.cost)
+        path = "M" + "L".join(f"{frame.x(p.cost):.1f} {frame.up(p.value):.1f}" for p in along)
+        parts.append(element("path", class_="curve", d=path))
     for cluster in _clusters(points, frame):
         parts += _cluster(cluster, frame)
     return _svg(width, frame.height, parts, name, class_="scatter", role="group")  # an image could hold no links
@@ -153,16 +171,8 @@ def growth(lines: Sequence[Growth], name: str, width: int = 860) -> Markup:
     counts = sorted({point[0] for point in all_points})
     names = min(NAME_WIDTH * max(len(line.label) for line in lines), width * 0.34) + 24
     across = Scale(math.log10(counts[0]) - 0.01, math.log10(counts[-1]) + 0.01, left + 14, width - names)
-    parts: list[Markup] = []
-    for t in marks:
-        parts.append(element("line", class_="grid", x1=float(left), x2=float(width), y1=up(t), y2=up(t)))
-        parts.append(element("text", _tick(t), x=left - 6.0, y=up(t) + 4, text_anchor="end"))
-    taken = -math.inf
-    for labels in counts:
-        x = across(math.log10(labels))
-        if x - taken >= TICK_GAP:
-            taken = x
-            parts.append(element("text", f"{labels:,.0f}", x=x, y=height - bottom + 18.0, text_anchor="middle"))
+    parts = [*_levels(marks, up, left, width)]
+    parts += _below([(across(math.log10(n)), f"{n:,.0f}") for n in counts], height - bottom + 18.0)
     parts.append(element("text", "labels, training and validation together", x=float(left), y=height - 6.0))
     ordered = sorted(lines, key=lambda line: -line.points[-1][2])
     heights = _spread([up(line.points[-1][2]) for line in ordered], ROW, top + 4, height - bottom - 4)
@@ -213,24 +223,27 @@ class _Frame:
         """Return where a cost stands."""
         return self.free if cost <= 0 and self.free is not None else self.across(math.log10(cost))
 
-    def grid(self) -> Iterator[Markup]:
-        """Draw the levels of accuracy."""
-        for t in self.marks:
-            y = self.up(t)
-            yield element("line", class_="grid", x1=float(self.left), x2=float(self.width), y1=y, y2=y)
-            yield element("text", _tick(t), x=self.left - 6.0, y=y + 4, text_anchor="end")
-
-    def cost_axis(self, title: str) -> Iterator[Markup]:
-        """Draw the axis of costs below."""
-        y, taken = self.up.start + 18, -math.inf
-        if self.free is not None:
-            taken = self.free
-            yield element("text", "0", x=taken, y=y, text_anchor="middle")
-        for t in self.costs:
-            if self.x(t) - taken >= TICK_GAP:
-                taken = self.x(t)
-                yield element("text", count(t), x=taken, y=y, text_anchor="middle")
+    def axes(self, title: str) -> Iterator[Markup]:
+        """Draw the levels of accuracy, and the costs below."""
+        yield from _levels(self.marks, self.up, self.left, self.width)
+        free = [] if self.free is None else [(self.free, "0")]
+        yield from _below([*free, *((self.x(t), count(t)) for t in self.costs)], self.up.start + 18)
         yield element("text", title, x=float(self.left), y=self.height - 6.0)
+
+
+def _levels(marks: Sequence[float], up: Scale, left: int, width: int) -> Iterator[Markup]:
+    for t in marks:
+        yield element("line", class_="grid", x1=float(left), x2=float(width), y1=up(t), y2=up(t))
+        yield element("text", _tick(t), x=left - 6.0, y=up(t) + 4, text_anchor="end")
+
+
+def _below(marks: Sequence[tuple[float, str]], y: float) -> Iterator[Markup]:
+    """Draw the marks of the axis below, those left out that would stand too close to the one before."""
+    taken = -math.inf
+    for x, text in marks:
+        if x - taken >= TICK_GAP:
+            taken = x
+            yield element("text", text, x=x, y=y, text_anchor="middle")
 
 
 def cost_ticks(costs: Sequence[float]) -> list[float]:

@@ -1,8 +1,8 @@
 """The report: one HTML page that holds all it shows, for a desk, a phone, paper and a screen reader.
 
-What the page says is put together here as plain values; page.html says where it stands, page.css how it looks. Every
-value passes the template's escaping, since names of classes and slices come from other people's files. The page's own
-content security policy forbids every script but its own and every request to anywhere.
+What the page says is put together here as plain values; page.html says where it stands, page.css and charts.css how
+it looks. Every value passes the template's escaping, since names of classes and slices come from other people's files.
+The page's own content security policy forbids every script but its own and every request to anywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from stages.files import DATA, PREPARED, RAW, read_json
 from stages.params import Params
-from stages.scoring.charts import Bars, Growth, Point, growth, scatter
+from stages.scoring.charts import Bars, Growth, Point, growth, scatter, style
 from stages.scoring.comparison import (
     BETTER,
     ONE_SPLIT,
@@ -58,7 +58,8 @@ def page(params: Params, records: Mapping[str, Record], comparison: Comparison, 
     from jinja2 import Environment, StrictUndefined
 
     folder = Path(__file__).parent
-    css, js = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    js = (folder / "page.js").read_text(encoding="utf-8")
+    css = style() + (folder / "page.css").read_text(encoding="utf-8")
     template = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string((folder / "page.html").read_text(encoding="utf-8"))
@@ -136,7 +137,7 @@ def _dataset(
             for row in rows
         ],
         **_differences(d),
-        **_cost_charts(d, rows),
+        **_cost_charts(d, params, rows),
         **_labels_chart(d, rows, records),
     }
 
@@ -243,23 +244,48 @@ def _difference(x: Difference, d: DatasetComparison) -> dict[str, str]:
     }
 
 
-def _cost_charts(d: DatasetComparison, rows: Sequence[Row]) -> dict[str, Any]:
+def _cost_charts(d: DatasetComparison, params: Params, rows: Sequence[Row]) -> dict[str, Any]:
     signs = ["dots are transfers"]
     signs += ["squares are baselines, which transfer nothing"] if any(row["family"] == "none" for row in rows) else []
     signs += ["the ring is the recommended run"] if d.recommended else []
-    predicting = _points(d, rows, lambda row: float(row["operations_per_image"] or 0))
-    training = _points(d, rows, lambda row: float(row["extract_operations"] or 0) + float(row["train_operations"] or 0))
-    charts = {
-        "scatter": (predicting, "multiply-adds per image"),
-        "training": (training, "multiply-adds of extraction and training, one repeat"),
+    drawn = {
+        "scatter_caption": f"Accuracy with its 95 % interval: {', '.join(signs)}.",
+        **_cost_chart("scatter", "multiply-adds per image", _points(d, rows, _predicting), d),
+        "training": "",
     }
-    if not any(row["train_operations"] for row in rows):
-        del charts["training"]  # heads alone: all the work is in extraction
-    drawn: dict[str, Any] = {"scatter_caption": f"Accuracy with its 95 % interval: {', '.join(signs)}.", "training": ""}
-    for key, (points, axis) in charts.items():
-        name = f"Accuracy against {axis} for the runs on {d.name}; the numbers are in the tables"
-        drawn |= {key: scatter(points, name, axis), f"{key}_narrow": scatter(points, name, axis, width=330)}
+    if any(row["train_operations"] for row in rows):  # heads alone: all the work is in extraction
+        curves = above_cuts(d.runs, params)
+        axis = "multiply-adds of extraction and training, one repeat"
+        drawn |= _cost_chart("training", axis, _points(d, rows, _getting_there), d, curves)
+        drawn["training_caption"] = "A line joins runs that differ only in the cut." if curves else ""
     return drawn
+
+
+def _cost_chart(
+    key: str, axis: str, points: list[Point], d: DatasetComparison, joined: Sequence[Sequence[str]] = ()
+) -> dict[str, Any]:
+    name = f"Accuracy against {axis} for the runs on {d.name}; the numbers are in the tables"
+    return {key: scatter(points, name, axis, joined), f"{key}_narrow": scatter(points, name, axis, joined, width=330)}
+
+
+def _predicting(row: Row) -> float:
+    return float(row["operations_per_image"] or 0)
+
+
+def _getting_there(row: Row) -> float:
+    return float(row["extract_operations"] or 0) + float(row["train_operations"] or 0)
+
+
+def above_cuts(runs: Sequence[str], params: Params) -> list[list[str]]:
+    """Return the runs of one data set that differ in nothing but the cut above which they train, recipe by recipe."""
+    recipes: dict[str, dict[str, str]] = {}
+    for name in runs:
+        run = params.runs[name]
+        features = params.features[run.features]
+        shown = features.model_dump_json(exclude={"cut", "dtype", "logits"})
+        recipe = run.model_dump_json(exclude={"features", "labels_per_class", "repeats", "final"}) + shown
+        recipes.setdefault(recipe, {})[features.cut] = name
+    return [list(by_cut.values()) for by_cut in recipes.values() if len(by_cut) > 1]
 
 
 def _points(d: DatasetComparison, rows: Sequence[Row], cost: Callable[[Row], float]) -> list[Point]:

@@ -15,7 +15,8 @@ from PIL import Image
 
 from stages.compare import compare
 from stages.files import write_json
-from stages.params import Dataset, Label, Params
+from stages.params import Dataset, Features, Label, Params
+from stages.scoring.page import above_cuts
 from tests.browser import FLAGS, NONE, browser_path
 from tests.conftest import cell_files
 from tests.scoring.made_up import SPLIT, make_outcomes, make_params, make_record, write_made_up
@@ -323,3 +324,27 @@ def test_one_split_and_a_lone_run_are_said_to_be_that(tmp_path: Path, monkeypatc
     assert "highest on one split" in html
     assert "name a run under compare.references" in html
     assert "recommended</span>" not in html
+
+
+def test_runs_that_differ_only_in_the_cut_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cuts = {"b3": "blocks.3", "b4": "blocks.4", "b5": "blocks.5"}
+    features = {n: Features(images="photos", backbone="raw/net", image_size=64, cut=cut) for n, cut in cuts.items()}
+    features["wide"] = Features(images="photos", backbone="raw/net", image_size=96, cut="blocks.4")
+    runs = {f"above-{name}": ("cells", name, "fine_tune") for name in features}
+    runs |= {"held": ("cells", "b4", "l2_sp"), "probe": ("cells", "lite0", "logistic")}
+    params = make_params(runs, features=features)
+    right = np.random.default_rng(0).random((len(runs), 80)) < 0.7
+    for at, run in enumerate(runs):
+        write_made_up(make_record(run, make_outcomes(right[at]), train_operations=(at + 1) * 10.0**12))
+    assert above_cuts(list(runs), params) == [["above-b3", "above-b4", "above-b5"]]
+    compare(params)
+    html = Path("reports/report.html").read_text()
+    chart = re.search(r'aria-label="Accuracy against multiply-adds of extraction and training.*?</svg>', html, re.S)
+    assert chart is not None
+    (path,) = re.findall(r'class="curve" d="M([^"]+)"', chart[0])
+    dots = {(round(float(x)), round(float(y))) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart[0])}
+    places = [tuple(round(float(v)) for v in point.split()) for point in path.split("L")]
+    assert len(places) == 3
+    assert set(places) <= dots
+    assert html.count("A line joins runs that differ only in the cut.") == 1
