@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 .DEFAULT_GOAL := help
 # `make run` is the whole pipeline for a person, `make repro` the same for CI.
-.PHONY: help install run repro summary ui publish test check bench study picture keys cuts rank lock clean
+.PHONY: help install run repro summary ui publish test check bench against-fastai study picture keys cuts rank lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -57,6 +57,10 @@ bench: $(STAMP)  ## measure what docs/benchmarks.md says
 	@python -m tests.benchmarks.nothing_to_do
 	@python -m tests.benchmarks.extract
 	@python -m tests.benchmarks.training
+
+against-fastai: $(STAMP)  ## measure the pipeline against fastai, which it installs (REPEATS=1)
+	@uv pip install --quiet --python $(VENV) --constraint requirements.lock --requirement pyproject.toml --extra fastai
+	@python -m tests.benchmarks.against_fastai $(or $(REPEATS),1)
 
 study: $(STAMP)  ## run the full study of docs/study: hours; it can be stopped and goes on
 	@python -m tests.benchmarks.study
