@@ -62,8 +62,8 @@ against-fastai: $(STAMP)  ## measure the pipeline against fastai, which it insta
 	@uv pip install --quiet --python $(VENV) --constraint requirements.lock --requirement pyproject.toml --extra fastai
 	@python -m tests.benchmarks.against_fastai $(or $(REPEATS),1)
 
-study: $(STAMP)  ## run the full study of docs/study: hours; it can be stopped and goes on
-	@python -m tests.benchmarks.study
+study: $(STAMP)  ## run the full study, hours that can be stopped and go on (STUDY=docs/study)
+	@python -m tests.benchmarks.study $(or $(STUDY),docs/study)
 
 picture: $(STAMP)  ## take the picture in the README anew, of reports/report.html
 	@python -m tests.browser

@@ -27,6 +27,8 @@ MODELS = DATA / "models"
 EVALUATIONS = DATA / "evaluations"
 COSTS = DATA / "costs"
 REPORTS = Path("reports")
+LEARNED = "learned.parquet"
+"""In a folder with a network that was trained here: what images it has learned from, by their pixels."""
 
 
 def hash_bytes(content: bytes) -> str:

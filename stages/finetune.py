@@ -22,7 +22,18 @@ import numpy as np
 
 from stages.backbones.engines import device
 from stages.cli import UserError, run_stage
-from stages.files import COSTS, MODELS, hash_file, hash_json, link_or_copy, new_folder, write_json
+from stages.files import (
+    COSTS,
+    LEARNED,
+    MODELS,
+    hash_file,
+    hash_json,
+    link_or_copy,
+    new_folder,
+    read_table,
+    write_json,
+    write_table,
+)
 from stages.params import kind_module
 from stages.samples.table import read_samples
 from stages.store.activations import read_features
@@ -52,32 +63,32 @@ def finetune(name: str, run: Run) -> None:
     repeats = run.repeats or samples.repeats
     if repeats > samples.repeats:
         raise UserError(f"params.yaml: runs.{name}.repeats is {repeats}: {run.dataset} has {samples.repeats}")
+    _check_unseen(name, run, samples, features, repeats)
     with new_folder(MODELS / name) as folder:
         *fewer, most = run.budgets
         for budget in fewer:
             for repeat in range(repeats):
                 few = _train(name, run, samples, features, repeat, ("train",), budget)
                 write_model(folder / f"labels-{budget}" / f"repeat-{repeat}", few)
-        start, used = (
-            time.monotonic(),
-            core_seconds(),
-        )  # what fewer labels cost is the price of the curve, not the run's
+        # What fewer labels cost is the price of the curve, not the run's.
+        start, used = time.monotonic(), core_seconds()
         models: list[Model] = []
         for repeat in range(repeats):
             model = _train(name, run, samples, features, repeat, ("train",), most)
             _write(folder / f"repeat-{repeat}", model, features)
             models.append(model)
+        finals: list[Model] = []
         if run.final:
             # All samples: values are chosen on the validation part of repeat 0, as its own model's were.
-            refitted = (
-                run.transfer.model_copy(update={"refit": True}) if hasattr(run.transfer, "refit") else run.transfer
-            )
-            everything = run.model_copy(update={"transfer": refitted})
-            _write(folder / "final", _train(name, everything, samples, features, 0, ("train", "test")), features)
+            finals.append(_train(name, run, samples, features, 0, ("train", "test")))
+            _write(folder / "final", finals[0], features)
+        if _streams(run):
+            _write_learned(folder, run, samples, features)
         write_json(folder / "run.json", _facts(run, samples, features, models))
+    earlier = [getattr(model, "earlier", (0.0, 0.0)) for model in (*models, *finals)]  # before a kill
     cost = {
-        "seconds": round(time.monotonic() - start, 3),
-        "core_seconds": round(core_seconds() - used, 3),
+        "seconds": round(time.monotonic() - start + sum(seconds for seconds, _ in earlier), 3),
+        "core_seconds": round(core_seconds() - used + sum(cores for _, cores in earlier), 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "trained_parameters": models[0].trained_parameters,
         "operations": getattr(models[0], "operations", 0),
@@ -90,6 +101,38 @@ def finetune(name: str, run: Run) -> None:
         shutil.rmtree(_checkpoints(run, samples, features), ignore_errors=True)  # last: a kill costs an epoch, no more
 
 
+def _write_learned(folder: Path, run: Run, samples: Samples, features: FeatureStore) -> None:
+    """Write what images the model that `backbone: models/<run>` takes has learned from, its own backbone's included."""
+    import pyarrow as pa
+
+    rows = np.arange(len(samples))
+    if not run.final:
+        rows = np.concatenate(samples.labelled(0, ("train",), run.budgets[-1]))
+    hashes = samples.table["pixel_hash"].to_pylist()
+    learned = {hashes[row] for row in rows} | _learned(features)
+    write_table(folder / LEARNED, pa.table({"pixel_hash": sorted(learned)}))
+
+
+def _learned(features: FeatureStore) -> set[str]:
+    file = features.folder / LEARNED
+    return set(read_table(file)["pixel_hash"].to_pylist()) if file.is_file() else set()
+
+
+def _check_unseen(name: str, run: Run, samples: Samples, features: FeatureStore, repeats: int) -> None:
+    """Raise UserError for a backbone that has learned from images which it would be tested on."""
+    learned = _learned(features)
+    hashes = samples.table["pixel_hash"].to_pylist() if learned else []
+    for repeat in range(repeats if learned else 0):
+        test = samples.part(repeat, "test")
+        seen = sum(hashes[row] in learned for row in test)
+        if seen:
+            raise UserError(
+                f"params.yaml: runs.{name}: {features.facts['entry']['backbone']}, which {run.features} are computed "
+                f"with, has learned from {seen} of the {len(test)} images that {run.dataset} tests in repeat {repeat}: "
+                "train it on other images; or test both on the same, with `repeats: 1` and without `final`"
+            )
+
+
 def _train(
     name: str,
     run: Run,
@@ -99,7 +142,10 @@ def _train(
     parts: tuple[str, ...],
     budget: int | None = None,
 ) -> Model:
-    """Train one model on some parts of a repeat, within a budget of labels, and validate it on the validation part."""
+    """Train one model on some parts of a repeat, within a budget of labels, and validate it on the validation part.
+
+    Where the test part is among them nothing is left out: what could be refitted on training and validation, is.
+    """
     rows, validation = samples.labelled(repeat, parts, budget)
     missing = np.flatnonzero(np.bincount(samples.labels[rows], minlength=len(samples.classes)) == 0)
     if len(missing):
@@ -113,11 +159,14 @@ def _train(
         training=_read(samples, features, rows, views, streams),
         validation=_read(samples, features, validation, views, streams),
     )
+    transfer = run.transfer
+    if "test" in parts and hasattr(transfer, "refit"):
+        transfer = transfer.model_copy(update={"refit": True})
     try:
         if streams:
             course = f"repeat-{repeat}-{'-'.join(parts)}-{budget or 'all'}"
             data = _with_network(data, samples, features, _checkpoints(run, samples, features) / course)
-        model: Model = method.fit(run.transfer, data, run.seed)
+        model: Model = method.fit(transfer, data, run.seed)
     except UserError as error:
         raise UserError(f"runs.{name}, repeat {repeat}: {error}") from None
     return model
@@ -144,7 +193,9 @@ def _with_network(data: TrainingData, samples: Samples, features: FeatureStore, 
 
 def _checkpoints(run: Run, samples: Samples, features: FeatureStore) -> Path:
     """Where trainings keep how far they are: in the private cache, by all that they depend on, the code included."""
-    code = {str(path): hash_file(path) for path in sorted(Path(__file__).parent.glob("transfers/**/*.py"))}
+    here = Path(__file__).parent
+    files = sorted(path for folder in ("backbones", "samples", "transfers") for path in here.glob(f"{folder}/**/*.py"))
+    code = {str(path.relative_to(here)): hash_file(path) for path in files}
     machine = [version("torch"), device(), thread_count()]
     key = hash_json([_inputs(run, samples, features), features.facts["engine"], code, machine])
     return cache_root() / "trainings" / key
@@ -213,8 +264,8 @@ def _facts(run: Run, samples: Samples, features: FeatureStore, models: list[Mode
         features.facts["entry"]["cut"] == "image" and module.FAMILY == "feature"
     )
     inputs = {**_inputs(run, samples, features), "repeats": len(models), "final": run.final}
-    if run.labels_per_class is not None:
-        inputs["labels_per_class"] = run.labels_per_class
+    if run.budgets != [None]:
+        inputs["labels_per_class"] = [budget or "all" for budget in run.budgets]
     versions = {"method": module.VERSION, "preprocessing": features.facts["preprocessing_version"]}
     return {
         "fingerprint": hash_json({**inputs, "versions": versions}),

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 from stages.cli import UserError
+from stages.files import write_table
 from stages.finetune import finetune
 from stages.params import Dataset, Label, Run, Split, kind_module, kinds
 from stages.samples.table import read_samples, write_samples
@@ -47,6 +48,7 @@ def write_dataset(labels: Any = LABELS, group: str | None = "module", name: str 
     columns: dict[str, Any] = {
         "sample": [f"cell{i:03}.png" for i in range(COUNT)],
         "image_hash": HASHES,
+        "pixel_hash": [image_hash[::-1] for image_hash in HASHES],
         "group": [f"module {i // 5}" if group else None for i in range(COUNT)],
         "label": labels,
         "target": [[float(label == c) for c in range(2)] for label in labels],
@@ -70,7 +72,7 @@ def write_store(
     (weights / "weights.safetensors").write_bytes(b"weights")
     (weights / "network.json").write_text(json.dumps(facts))
     about = {
-        "entry": {"cut": cut},
+        "entry": {"cut": cut, "backbone": "models/pretrained"},
         "views": ["identity", "flip"],
         "shape": [WIDTH],
         "dtype": "float32",
@@ -229,6 +231,26 @@ def test_the_fingerprint_moves_with_every_input(change: Callable[[], Run]) -> No
     assert run_facts("probe")["fingerprint"] == before
     finetune("probe", change())
     assert run_facts("probe")["fingerprint"] != before
+
+
+def test_the_fingerprint_is_the_same_however_budgets_are_written() -> None:
+    found = []
+    for budgets in (None, ["all"], [5, "all"], ["all", 5, 5]):
+        finetune("probe", make_run(labels_per_class=budgets))
+        found.append(run_facts("probe")["fingerprint"])
+    assert found[0] == found[1] != found[2] == found[3]
+
+
+def test_a_backbone_that_has_learned_from_images_to_be_tested_is_refused() -> None:
+    """It has learned from all that are not tested in repeat 0: repeat 1 tests some of them."""
+    learned = [HASHES[i][::-1] for i, part in enumerate(parts(0)) if part != "test"]
+    write_table(Path("data/features/lite0/learned.parquet"), pa.table({"pixel_hash": learned}))
+    with pytest.raises(
+        UserError, match="has learned from 20 of the 20 images that cells tests in repeat 1: train it on"
+    ):
+        finetune("probe", make_run())
+    assert not Path("data/models/probe").exists()
+    finetune("probe", make_run(repeats=1))
 
 
 def test_the_fingerprint_moves_with_the_version_of_the_method(monkeypatch: pytest.MonkeyPatch) -> None:

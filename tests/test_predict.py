@@ -45,7 +45,7 @@ features:
   pixels: {images: photos, backbone: raw/lite0, image_size: 16, cut: image}
   maps: {images: photos, backbone: raw/lite0, image_size: 64, cut: blocks.5, views: [identity, flip], dtype: float16}
   images: {images: photos, backbone: raw/lite0, image_size: 32, cut: image}
-  own: {images: photos, backbone: models/tuned, image_size: 64}
+  own: {images: photos, backbone: models/whole, image_size: 64}
 runs:
   probe: {dataset: cells, features: plain, final: true, transfer: {kind: logistic, C: 0.1}}
   svm: {dataset: cells, features: many, transfer: {kind: rbf_svm, C: 10.0}}
@@ -54,7 +54,7 @@ runs:
   pixels: {dataset: cells, features: pixels, transfer: {kind: logistic, C: 0.01}}
   tuned: {dataset: cells, features: maps, final: true, transfer: {kind: fine_tune, epochs: 2}}
   whole: {dataset: cells, features: images, repeats: 1, transfer: {kind: fine_tune, epochs: 1, augment: [flip]}}
-  on-tuned: {dataset: cells, features: own, transfer: {kind: logistic, C: 0.1}}
+  on-whole: {dataset: cells, features: own, repeats: 1, transfer: {kind: logistic, C: 0.1}}
 compare: {}
 """
 
@@ -99,7 +99,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         params = read_params()
         order = [(fetch, "downloads", name) for name in params.downloads]
         order += [(prepare, "datasets", name) for name in params.datasets]
-        late = ("own", "on-tuned")  # need what another run has trained
+        late = ("own", "on-whole")  # need what another run has trained
         for wanted in (lambda name: name not in late, lambda name: name in late):
             order += [(extract, "features", name) for name in filter(wanted, params.features)]
             order += [(stage, "runs", name) for name in filter(wanted, params.runs) for stage in (finetune, evaluate)]
@@ -135,7 +135,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, stdin: str = "") 
     ("name", "repeat"),
     [
         *[("probe", 0), ("probe", 1), ("svm", 0), ("mlp", 1), ("half", 0), ("pixels", 0)],
-        *[("tuned", 0), ("tuned", 1), ("whole", 0), ("on-tuned", 1)],
+        *[("tuned", 0), ("tuned", 1), ("whole", 0), ("on-whole", 0)],
     ],
 )
 def test_prediction_equals_what_evaluate_stored(name: str, repeat: int, here: Path) -> None:

@@ -2,7 +2,8 @@
 
 So pretraining on one data set and fine-tuning on another are a few entries of params.yaml: features with
 `backbone: models/<run>` are extracted by what that run has trained, the model of all samples where it has one
-(`final: true`), else that of repeat 0.
+(`final: true`), else that of repeat 0. learned.parquet goes with it: the images that it has learned from, which nothing
+that is built on it may be tested on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.cli import UserError
-from stages.files import hash_json, new_folder, read_json, write_json
+from stages.files import LEARNED, hash_file, hash_json, link_or_copy, missing, new_folder, read_json, write_json
 from stages.store.location import cache_root
 
 
@@ -29,12 +30,15 @@ def backbone_folder(folder: Path) -> Path:
     facts, network = read_json(model / "model.json"), read_json(model / "network.json")
     classifier = facts.get("above", {}).get("classifier")
     if classifier is None:
-        raise UserError(
-            f"{folder}: a model of kind {facts['kind']} is no network, so it cannot be a backbone: name a run that "
-            "trains one"
-        )
+        why = f"of kind {facts['kind']} is no network"
+        if "above" in facts:
+            why = f"of {network['network']} has no linear layer of its own, where the trained head would go"
+        raise UserError(f"{folder}: a model {why}, so it cannot be a backbone: name another run")
+    if not (folder / LEARNED).is_file():
+        raise missing(folder / LEARNED)
     trained = hash_weights(model / "model.safetensors")
-    target = cache_root() / "trained" / hash_json([network["weights_hash"], trained, facts["above"]["cut"], classifier])
+    inputs = [network["weights_hash"], trained, facts["above"]["cut"], classifier, hash_file(folder / LEARNED)]
+    target = cache_root() / "trained" / hash_json(inputs)
     if not (target / "network.json").is_file():
         tensors = load_file(model / "backbone.safetensors")
         for name, tensor in load_file(model / "model.safetensors").items():
@@ -54,4 +58,5 @@ def backbone_folder(folder: Path) -> Path:
                 "parameters": sum(t.size for n, t in tensors.items() if "running_" not in n and "num_batches" not in n),
             }
             write_json(new / "network.json", whole)
+            link_or_copy(folder / LEARNED, new / LEARNED)
     return target

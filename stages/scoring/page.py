@@ -125,7 +125,7 @@ def _dataset(
             {
                 **_figures(row),
                 "run": row["run"],
-                "what": f"{row['kind']} on {row['features']}{_on_fewer(int(row['repeats']), d)}",
+                "what": f"{row['kind']} on {row['features']}" + _labelled(row, params) + _on_fewer(row, d),
                 "family": row["family"],
                 "chosen": row["run"] == d.recommended,
                 "spread": decimals(row["accuracy_sd"]),
@@ -178,17 +178,22 @@ def _caption(d: DatasetComparison) -> str:
     return f"{d.images:,} test images{groups}, {splits}. Best first.{mark}"
 
 
-def _on_fewer(repeats: int, d: DatasetComparison) -> str:
-    return "" if repeats == d.repeats else f", {repeats} of {d.repeats} splits"
+def _on_fewer(row: Row, d: DatasetComparison) -> str:
+    return "" if row["repeats"] == d.repeats else f", {row['repeats']} of {d.repeats} splits"
+
+
+def _labelled(row: Row, params: Params) -> str:
+    most = params.runs[str(row["run"])].budgets[-1]
+    return "" if most is None else f", {most} labels of each class"
 
 
 def _costs(row: Row) -> list[str]:
     return [
         count(row["operations_per_image"]),
         decimals(row["end_to_end_epochs"], 1),
-        seconds(row["extract_seconds"]),
+        f"{seconds(row['extract_seconds'])}, {seconds(row['extract_core_seconds'])}",
         count(row["images_per_second"]),
-        seconds(row["train_seconds"]),
+        f"{seconds(row['train_seconds'])}, {seconds(row['train_core_seconds'])}",
         count(row["trained_parameters"]),
         f"{size(row['extract_peak_memory_bytes'])}, {size(row['train_peak_memory_bytes'])}",
         size(row["feature_bytes"]),

@@ -105,7 +105,8 @@ def n_leep(features: Floats, labels: Ints, seed: int = 0) -> float:
 
     classes = int(labels.max()) + 1
     reduced = PCA(ENERGY, svd_solver="covariance_eigh").fit_transform(features)
-    mixture = GaussianMixture(COMPONENTS_PER_CLASS * classes, covariance_type="diag", reg_covar=1e-4, random_state=seed)
+    components = min(COMPONENTS_PER_CLASS * classes, len(labels))
+    mixture = GaussianMixture(components, covariance_type="diag", reg_covar=1e-4, random_state=seed)
     belongs = mixture.fit(reduced).predict_proba(reduced)  # (n, components)
     return leep(belongs, labels)
 
@@ -118,27 +119,33 @@ def leep(belongs: Floats, labels: Ints) -> float:
 
 
 def probe(features: Floats, labels: Ints, groups: Sequence[str] | None) -> float:
-    """Return the accuracy of logistic regression on standardised features in five folds, groups kept whole."""
+    """Return the accuracy of logistic regression on standardised features in five folds, groups kept whole.
+
+    A class that is in no other fold is never predicted. Of fewer than five groups each is a fold.
+    """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     from stages.transfers import Part, TrainingData
     from stages.transfers.logistic import Params as Logistic
     from stages.transfers.logistic import fit
 
-    classes = [str(c) for c in range(int(labels.max()) + 1)]
-    targets, x = np.eye(len(classes), dtype=np.float32)[labels], features.astype(np.float32)[:, np.newaxis]
+    x, settings = features.astype(np.float32)[:, np.newaxis], Logistic(kind="logistic", C=[PROBE_COST], refit=False)
 
-    def part(rows: Ints) -> Part:
-        return Part(x[rows], labels[rows], targets[rows], None)
+    def predicted(train: Ints, test: Ints) -> Ints:
+        present, own = np.unique(labels[train], return_inverse=True)
+        if len(present) == 1:
+            return np.full(len(test), present[0])
+        part = Part(x[train], own.astype(np.int64), np.eye(len(present), dtype=np.float32)[own], None)
+        model = fit(settings, TrainingData([str(c) for c in present], part, part), 0)
+        return np.asarray(present[model.predict_proba(x[test]).argmax(axis=1)])
 
+    units = labels if groups is None else np.unique(groups)
+    count = min(5, len(units), int(np.bincount(labels).max()))
+    if count < 2:
+        raise UserError("all samples are of one group: there are no folds for a probe")
     make = StratifiedKFold if groups is None else StratifiedGroupKFold
-    folds = make(5, shuffle=True, random_state=0).split(features, labels, groups)
-    right = 0
-    for train, test in folds:
-        settings = Logistic(kind="logistic", C=[PROBE_COST], refit=False)
-        model = fit(settings, TrainingData(classes, part(train), part(train)), 0)
-        right += int((model.predict_proba(x[test]).argmax(axis=1) == labels[test]).sum())
-    return right / len(labels)
+    folds = make(count, shuffle=True, random_state=0).split(features, labels, groups)
+    return sum(int((predicted(train, test) == labels[test]).sum()) for train, test in folds) / len(labels)
 
 
 def vectors(store: FeatureStore, rows: Ints) -> Floats:
@@ -171,7 +178,11 @@ def score_features(params: Params, dataset: str) -> dict[str, dict[str, float]]:
             warn(f"features {name} are not extracted yet: run `dvc repro`")
             continue
         store = read_features(name)
-        x = vectors(store, store.rows([hashes[row] for row in rows]))
+        at = store.rows([hashes[row] for row in rows])
+        if (at < 0).any():
+            warn(f"features {name} lack {(at < 0).sum()} of {len(at)} images of {dataset}: run `dvc repro`")
+            continue
+        x = vectors(store, at)
         x = x[:, x.std(axis=0) > 0]
         found[name] = {
             "LogME": log_me(x, labels),
@@ -195,22 +206,29 @@ def measured(rows: Sequence[Mapping[str, Any]], dataset: str) -> dict[str, float
 
 
 def correlations(scores: Mapping[str, Mapping[str, float]], reached: Mapping[str, float]) -> dict[str, float]:
-    """Return Spearman's rank correlation of each score with what was reached, over the features that have both."""
+    """Return Spearman's rank correlation of each score with what was reached, over the features that have both.
+
+    It is NaN for a score that is the same for all.
+    """
     from scipy.stats import spearmanr
 
     names = [name for name in scores if name in reached]
     if len(names) < 3:
         return {}
     accuracy = [reached[name] for name in names]
+    columns = {score: [scores[name][score] for name in names] for score in (*SCORES, *SIMPLE)}
     return {
-        score: float(spearmanr([scores[name][score] for name in names], accuracy).statistic)
-        for score in (*SCORES, *SIMPLE)
+        score: float(spearmanr(values, accuracy).statistic) if len(set(values)) > 1 else math.nan
+        for score, values in columns.items()
     }
 
 
 def verdict(found: Mapping[str, float]) -> str:
-    """Say which scores order the features better than both simple rankers, and which do not."""
-    simple = max(found[name] for name in SIMPLE)
+    """Say which scores order the features better than both simple rankers, and which do not.
+
+    A ranker that is the same for all features orders nothing: its correlation is NaN.
+    """
+    simple = max((found[name] for name in SIMPLE if not math.isnan(found[name])), default=-math.inf)
     better = [name for name in SCORES if found[name] > simple]
     worse = [name for name in SCORES if name not in better]
     parts = [f"{' and '.join(better)} order these features better than size and a probe do."] if better else []

@@ -7,6 +7,7 @@
     logits-00000.npy          (rows, classes) of the source classifier, where `logits: true` asks for them
     backbone.safetensors      the network's weights, and
     network.json              what network that is: what lies above the cut is trained from them
+    learned.parquet           of a network that was trained here: the images that it has learned from
 
 One row is one image, in the order of the hashes, whatever was computed when. Readers map the files into memory and read
 the rows that are asked for and nothing else.
@@ -24,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.cli import UserError
-from stages.files import FEATURES, link_or_copy, new_folder, read_json, read_table, write_json, write_table
+from stages.files import FEATURES, LEARNED, link_or_copy, new_folder, read_json, read_table, write_json, write_table
 
 SHARD_BYTES = 256_000_000
 """About the size of one file: few files for DVC, yet small enough to send one again when a transfer breaks."""
@@ -131,6 +132,8 @@ def write_features(
         write_table(new / "rejected.parquet", pa.table(columns))
         link_or_copy(backbone / "weights.safetensors", new / "backbone.safetensors")
         link_or_copy(backbone / "network.json", new / "network.json")
+        if (backbone / LEARNED).is_file():
+            link_or_copy(backbone / LEARNED, new / LEARNED)
         write_json(new / "features.json", facts)
 
 

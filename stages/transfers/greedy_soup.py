@@ -53,7 +53,9 @@ def fit(params: Params, data: TrainingData, seed: int) -> NetworkModel:
     model = members[first].model(
         mean_state([members[m].final for m in kept]), temperature, step_sizes=[params.step_sizes[m] for m in kept]
     )
-    model.facts["passes"] = sum(member.passes for member in members)
+    model.facts["training_operations"] = sum(member.operations for member in members)
+    seconds, core_seconds = zip(*(member.earlier for member in members), strict=True)
+    model.earlier = sum(seconds), sum(core_seconds)
     return model
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from stages.params import OneOrMany
 from stages.transfers.shared.network import NetworkModel
 from stages.transfers.shared.training import TrainingParams, mean_state, train
 from stages.transfers.shared.training import problem as problem
@@ -30,9 +31,8 @@ class Params(TrainingParams):
     """Keys of WiSE-FT, beside those of fine-tuning."""
 
     kind: Literal["wise_ft"] = Field(description="fine-tuning, then part of the way back to the start")
-    alpha: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+    alpha: OneOrMany[Annotated[float, Field(ge=0, le=1)]] = Field(
         [0.2, 0.4, 0.6, 0.8, 1.0],
-        min_length=1,
         description="share of the fine-tuned weights in the model, 0 being the start; of a list the best on validation",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from stages.backbones.cut import split
 from stages.backbones.trained import backbone_folder
 from stages.backbones.weights import hash_weights, save_weights
 from stages.cli import UserError
-from stages.files import write_json
+from stages.files import LEARNED, write_json, write_table
 from stages.store.models import write_model
 from stages.transfers import Part, TrainingData
 from stages.transfers.shared.above import lying_above
@@ -58,6 +59,9 @@ def test_the_trained_network_gives_what_its_parts_give(
     write_model(run / "repeat-0", model)
     write_json(run / "repeat-0" / "network.json", facts)
     (tmp_path / "weights.safetensors").rename(run / "repeat-0" / "backbone.safetensors")
+    with pytest.raises(UserError, match=f"{LEARNED} is not there: run `dvc repro`"):
+        backbone_folder(run)
+    write_table(run / LEARNED, pa.table({"pixel_hash": ["a", "b"]}))
 
     backbone = load_backbone(backbone_folder(run))
     assert backbone.facts["classes"] == 3
@@ -68,6 +72,7 @@ def test_the_trained_network_gives_what_its_parts_give(
     expected = model.predict_proba(part.activations)
     np.testing.assert_allclose(logits.softmax(1).numpy(), expected, rtol=1e-4, atol=1e-6)
     assert backbone_folder(run) == backbone.path.parent  # found again
+    assert (backbone.path.parent / LEARNED).read_bytes() == (run / LEARNED).read_bytes()
 
 
 def test_a_model_that_is_no_network_is_an_error_of_one_line(tmp_path: Path) -> None:

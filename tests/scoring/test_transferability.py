@@ -7,6 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
+from stages.cli import UserError
 from stages.scoring.transferability import correlations, h_score, leep, log_me, measured, n_leep, probe, verdict
 
 
@@ -69,6 +70,22 @@ def test_a_probe_in_folds_keeps_groups_whole() -> None:
     assert probe(features, labels, [str(g) for g in groups]) < 0.7
 
 
+def test_a_probe_counts_a_class_that_only_one_group_has_as_wrong() -> None:
+    """Two of three classes lie apart; the third is of one group, which is never both learned and asked for."""
+    labels = np.repeat([0, 1, 0, 1, 0, 1, 2], 10)
+    groups = [str(g) for g in np.repeat(np.arange(7), 10)]
+    features = 5 * np.eye(3)[labels] + 0.1 * np.random.default_rng(0).standard_normal((70, 3))
+    assert probe(features, labels, groups) == pytest.approx(6 / 7)
+    assert probe(features[:20], labels[:20], groups[:20]) == 0  # of two groups each is a class
+    with pytest.raises(UserError, match="all samples are of one group"):
+        probe(features[:20], labels[:20], ["a"] * 20)
+
+
+def test_few_samples_of_many_classes_have_a_score() -> None:
+    features, labels = np.random.default_rng(0).standard_normal((60, 8)), np.arange(60) % 20
+    assert np.isfinite(n_leep(features, labels))
+
+
 def test_what_was_reached_is_the_best_run_on_all_repeats() -> None:
     rows = [
         {"dataset": "cells", "features": "a", "repeats": "4", "accuracy": "0.8"},
@@ -95,3 +112,6 @@ def test_a_score_that_orders_no_better_than_the_simple_rankers_is_said_to_be_so(
         "H-score and N-LEEP order them no better than the simple rankers."
     )
     assert correlations(scores, {"a": 0.6, "b": 0.7}) == {}
+    same_size = {f: {**own, "size": 1.0} for f, own in scores.items()}  # one network, with other weights
+    found = correlations(same_size, {"a": 0.6, "b": 0.7, "c": 0.8, "d": 0.9})
+    assert verdict(found).startswith("LogME and N-LEEP order these features better than size and a probe do.")

@@ -32,6 +32,22 @@ def test_the_harder_it_pulls_the_nearer_the_weights_stay_to_where_they_started(d
     assert distances[2] < 0.5 * distances[0]
 
 
+def test_the_penalty_of_two_steps_is_that_of_the_equation(dark_cells: TrainingData) -> None:
+    """After a first step d from the start, the second moves what was transferred by rate * alpha * d more."""
+    keys = {**KEYS, "batch_size": 24, "optimizer": "sgd", "learning_rate": 1e-4, "warmup": 0.0, "train": ["biases"]}
+    states = []
+    for epochs, alpha in ((1, 0.0), (2, 0.0), (2, 50.0)):
+        model = fit("l2_sp", dark_cells, **{**keys, "epochs": epochs, "views": "identity"}, alpha=alpha, beta=0.0)
+        states.append(model.arrays)
+    assert dark_cells.above is not None
+    start = {n: p.detach().numpy().copy() for n, p in dark_cells.above().named_parameters()}
+    name = next(n for n in states[0] if n.startswith("body") and n.endswith("bias"))
+    # The second step of two has half the rate of the first (a half cosine), which is that of the only step of one.
+    first = states[0][name] - start[name]
+    assert np.abs(first).max() > 0
+    np.testing.assert_allclose(states[2][name] - states[1][name], -0.5e-4 * 1.9 * 50.0 * first, rtol=0.05, atol=1e-9)
+
+
 def test_one_step_is_that_of_the_equation(dark_cells: TrainingData) -> None:
     """From the start only the head's pull has a gradient: beta w, so that SGD moves it by rate * beta * w more."""
     keys = {

@@ -6,6 +6,7 @@ classes at hand. Where nothing is frozen (cut: image) the body also normalises p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -52,7 +53,7 @@ class Above(nn.Module):
     def groups(self) -> dict[str, list[str]]:
         """Return the names of all parameters by the layer that they belong to, from the cut up; the head comes last.
 
-        A layer is what the network's builder counts: blocks.4, layer3.1, encoder.layers.encoder_layer_7, conv_head.
+        A layer is what the network's builder counts: blocks.4, layer3.1, features.denseblock3, Mixed_6c, conv_head.
         """
         found: dict[str, list[str]] = {}
         for name, _ in self.named_parameters():
@@ -63,8 +64,9 @@ class Above(nn.Module):
 def _layer(name: str) -> str:
     parts = name.split(".")[:-1]
     for at, part in enumerate(parts):
-        if part.isdecimal() or part.rpartition("_")[2].isdecimal():
-            return ".".join(parts[: at + 1])
+        if re.search(r"\d[a-z]?$", part):
+            blocks = not part.isdecimal() and "".join(parts[at + 1 : at + 2]).isdecimal()  # layer3.1, in a ResNet
+            return ".".join(parts[: at + 1 + blocks])
     return ".".join(parts)
 
 

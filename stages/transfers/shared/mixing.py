@@ -18,7 +18,8 @@ def mixed(
     """Shift channels, and mix each image with another: all of it (mixup), or a rectangle of it (cutmix).
 
     inputs : (B, *shape); targets : (B, classes); weights : (B,). mixup, cutmix : alpha of the Beta distribution, 0 is
-    off; jitter : the largest shift as a share of a channel's range. Raises UserError for cutmix of what are no maps.
+    off; jitter : the largest shift as a share of a channel's range. Raises UserError for cutmix of what are no maps,
+    and for jitter of what has one number per channel.
 
     Channels are scaled to 0 ... 1, shifted by a random number each, and scaled back: Bär et al., CVPR 2024,
     arXiv:2403.10519, section 3, brightness by channel. Mixup: Zhang et al., ICLR 2018, arXiv:1710.09412, equation 1.
@@ -27,7 +28,9 @@ def mixed(
     import torch
 
     if jitter:
-        axes = tuple(map_axes(inputs.shape)) or tuple(range(1, inputs.ndim))
+        axes = map_axes(inputs.shape) or [1] * (inputs.ndim == 3)
+        if not axes:
+            raise UserError("jitter needs maps or tokens at the cut; what is stored there has one number per channel")
         low, high = inputs.amin(axes, keepdim=True), inputs.amax(axes, keepdim=True)
         shift = (2 * torch.rand(low.shape, device=inputs.device) - 1) * jitter
         inputs = torch.minimum(torch.maximum(inputs + shift * (high - low), low), high)

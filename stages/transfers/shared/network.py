@@ -31,13 +31,15 @@ class NetworkModel:
     """A network above the cut with its weights, as arrays.
 
     facts : what model.json holds; `above` says how the network is built again, `views` which views are averaged, by
-        its `temperature` logits are divided, and `operations` are those of an image's pass, `passes` those of training
+        its `temperature` logits are divided, and `operations` are those of an image's pass
     history : a row per epoch
+    earlier : seconds and core seconds that the training took in processes that were stopped
     """
 
     facts: dict[str, Any]
     arrays: dict[str, NDArray[Any]]
     history: list[dict[str, float]] = field(default_factory=list)
+    earlier: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def load(cls, facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> NetworkModel:
@@ -66,21 +68,22 @@ class NetworkModel:
 
     @property
     def training_operations(self) -> int:
-        """How many multiply-adds the training has taken, back through the network counted as twice the way there."""
-        return self.pass_operations * int(self.facts["passes"])
+        """How many multiply-adds the training has taken."""
+        return int(self.facts["training_operations"])
 
     @cached_property
     def network(self) -> Above:
-        """The network, in eval mode."""
+        """The network, in eval mode, on the device that TRANSFER_DEVICE names."""
         import torch
 
+        from stages.backbones.engines import device
         from stages.transfers.shared.above import built_above
 
         above = self.facts["above"]
         with TORCH:
             network = built_above(above["network"], above["cut"], above["image_size"], len(self.facts["classes"]))
         network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in self.arrays.items()})
-        return network.eval()
+        return network.eval().to(device())
 
     def predict_proba(self, activations: Singles) -> Floats:
         """Return the probabilities (n, classes) for activations (n, views, *shape): the mean over the views."""

@@ -11,6 +11,8 @@ from stages.transfers.shared.network import outputs
 from stages.transfers.shared.shallow import Linear, WeightedParams, fit_shallow, logistic_heads
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from stages.transfers.shared.above import Above
     from stages.transfers.shared.training import TrainingParams
 
@@ -26,7 +28,7 @@ def start_as_probe(network: Above, data: TrainingData, params: TrainingParams, s
     """
     import torch
 
-    _settle(network, data.training, params.batch_size)
+    _settle(network, settling(network), data.training, params.batch_size)
     vectors = [outputs(network.body.eval(), part.activations, 0) for part in (data.training, data.validation)]
     scale = max(float(np.sqrt(vectors[0].var(axis=0).mean())), float(np.finfo(np.float32).tiny))
     training, validation = (
@@ -41,16 +43,22 @@ def start_as_probe(network: Above, data: TrainingData, params: TrainingParams, s
         network.head.bias.copy_(torch.from_numpy(probe.head.bias))
 
 
-def _settle(network: Above, part: Part, batch_size: int) -> None:
+def settling(network: Above) -> list[nn.modules.batchnorm._NormBase]:
+    """Return the batch norms whose statistics move in a training."""
+    from torch import nn
+
+    network.training_mode()
+    found = [m for m in network.body.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
+    network.eval()
+    return found
+
+
+def _settle(network: Above, norms: list[nn.modules.batchnorm._NormBase], part: Part, batch_size: int) -> None:
     """Let batch norms that are trained take the statistics of the training images, as they will in the first steps."""
     import torch
-    from torch import nn
 
     from stages.transfers.shared.layout import channels_last
 
-    network.training_mode()
-    norms = [m for m in network.body.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
-    network.eval()
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

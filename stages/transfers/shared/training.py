@@ -17,6 +17,7 @@ in a checkpoint: a training that was killed goes on there, and ends with the sam
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -136,12 +137,20 @@ def problem(params: TrainingParams, features: Features, dataset: Dataset) -> str
     return None
 
 
+def _clocks() -> tuple[float, float]:
+    """Return a clock's seconds, and the core seconds of this process."""
+    from stages.store.cache import core_seconds
+
+    return time.monotonic(), core_seconds()
+
+
 @dataclass
 class Course:
     """How far a training is: everything on which the rest of it depends.
 
     network : what is trained; average : the running average of its state; steps : taken so far
     start, best : the state before the first step, and of the epoch of lowest validation log loss, as arrays
+    earlier : seconds and core seconds that it took in processes that were stopped; began : the clocks in this one
     """
 
     network: Above
@@ -151,11 +160,19 @@ class Course:
     steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     best: Arrays = field(default_factory=dict)
+    earlier: tuple[float, float] = (0.0, 0.0)
+    began: tuple[float, float] = field(default_factory=_clocks)
 
     @property
     def epoch(self) -> int:
         """How many epochs are done."""
         return len(self.history)
+
+    @property
+    def taken(self) -> tuple[float, float]:
+        """Seconds and core seconds in all processes."""
+        seconds, cores = (e + now - b for e, now, b in zip(self.earlier, _clocks(), self.began, strict=True))
+        return seconds, cores
 
 
 @dataclass
@@ -164,6 +181,7 @@ class Trained:
 
     start : before the first step; chosen : in the epoch of lowest validation log loss; final : of the refit where there
     is one, else the chosen one
+    earlier : seconds and core seconds in processes that were stopped; validated : how often a state was, afterwards
     """
 
     params: TrainingParams
@@ -173,6 +191,8 @@ class Trained:
     start: Arrays
     chosen: Arrays
     final: Arrays
+    earlier: tuple[float, float]
+    validated: int = 0
 
     @property
     def epoch(self) -> int:
@@ -186,6 +206,7 @@ class Trained:
         from stages.transfers.shared.above import all_cores
 
         self.network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+        self.validated += 1
         with all_cores():
             return _validate(self.params, self.network, self.data)
 
@@ -199,23 +220,31 @@ class Trained:
             "chosen": {"epoch": self.epoch, **chosen},
             "temperature": self.history[self.epoch - 1]["temperature"] if temperature is None else temperature,
             "trained_parameters": sum(p.numel() for p in self.network.parameters() if p.requires_grad),
-            "operations": _operations(self.network, self.data.training),
+            "operations": _operations(self.network, self.data.training)[0],
             "averaged": views if ours.average_views else 1,
-            "passes": self.passes,
+            "training_operations": self.operations,
             "above": {**self.data.facts, "classifier": self.network.classifier},
         }
-        return NetworkModel(facts, self.final if arrays is None else arrays, self.history)
+        return NetworkModel(facts, self.final if arrays is None else arrays, self.history, self.earlier)
 
     @property
-    def passes(self) -> int:
-        """How often an image has gone through the network; back through it counts twice, for two products per layer."""
-        training, validation = len(self.data.training.labels), len(self.data.validation.labels)
-        ours = self.params
-        passes = ours.epochs * (3 * training * ours.rounds(training) + validation)
-        if ours.start == "probe":
-            passes += 2 * training + validation
+    def operations(self) -> int:
+        """How many multiply-adds the training has taken.
+
+        The way back, down to the lowest layer that is trained, counts twice: it has two products for each there.
+        """
+        from stages.transfers.shared.starting import settling
+
+        ours, training, validation = self.params, len(self.data.training.labels), len(self.data.validation.labels)
         both = training + validation
-        return passes + (3 * self.epoch * both * ours.rounds(both) if ours.refit else 0)
+        steps = ours.epochs * training * ours.rounds(training)
+        passes = (ours.epochs + self.validated) * validation
+        if ours.refit:
+            steps += self.epoch * both * ours.rounds(both)
+        if ours.start == "probe":
+            passes += (1 + ours.refit) * (both + (training if settling(self.network) else 0))
+        whole, trained = _operations(self.network, self.data.training)
+        return whole * passes + (whole + 2 * trained) * steps
 
 
 def train(params: TrainingParams, data: TrainingData, seed: int, begin: Begin | None = None, order: int = 0) -> Trained:
@@ -238,11 +267,13 @@ def train(params: TrainingParams, data: TrainingData, seed: int, begin: Begin | 
     with all_cores(), torch.random.fork_rng(devices=[]), repeatable:
         where = torch.device(device())
         course = _course(params, data, (seed, order), begin, where, [data.training], params.epochs, "choice")
-        trained = Trained(params, data, course.network, course.history, course.start, course.best, course.best)
+        states = course.start, course.best, course.best
+        trained = Trained(params, data, course.network, course.history, *states, course.earlier)
         if params.refit:
             both = [data.training, data.validation]
             refit = _course(params, data, (seed, order), begin, where, both, trained.epoch, "refit")
             trained.final = _arrays(refit.average)
+            trained.earlier = course.earlier[0] + refit.earlier[0], course.earlier[1] + refit.earlier[1]
     return trained
 
 
@@ -274,6 +305,7 @@ def _course(
     from stages.transfers.shared.layout import train_channels_last
 
     seed, order = seeds
+    began = _clocks()
     torch.manual_seed(seed)
     assert data.above is not None
     network = data.above().to(where)
@@ -285,7 +317,7 @@ def _course(
     _set_dropout(network, params)
     optimizer = _optimizer(params, network)
     state = network.state_dict()
-    course = Course(network, optimizer, {n: t.detach().clone() for n, t in state.items()}, _arrays(state))
+    course = Course(network, optimizer, {n: t.detach().clone() for n, t in state.items()}, _arrays(state), began=began)
     penalty = begin(network) if begin is not None else None
     if order:
         torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
@@ -348,13 +380,20 @@ def _set_dropout(network: Above, params: TrainingParams) -> None:
     network.dropout.p = params.dropout
     if not params.stochastic_depth:
         return
-    blocks = [m for m in network.body.modules() if type(m).__name__ in ("DropPath", "StochasticDepth")]
-    if not blocks:
+    from timm.layers.drop import DropPath
+
+    # A block that is never skipped has an identity there in timm's networks, and a module of share 0 in torchvision's.
+    named, kinds = dict(network.body.named_modules()), ("DropPath", "StochasticDepth")
+    places = [n for n, m in named.items() if n.rpartition(".")[2].startswith("drop_path") or type(m).__name__ in kinds]
+    if not places:
         raise UserError("stochastic_depth: the network has no blocks above the cut that can be skipped; leave it out")
-    for at, block in enumerate(blocks):
-        setattr(
-            block, "drop_prob" if hasattr(block, "drop_prob") else "p", params.stochastic_depth * (at + 1) / len(blocks)
-        )
+    for at, place in enumerate(places):
+        share = params.stochastic_depth * (at + 1) / len(places)
+        if hasattr(named[place], "p"):
+            named[place].p = share
+        else:
+            parent, _, name = place.rpartition(".")
+            setattr(named[parent], name, DropPath(share))
 
 
 def _optimizer(params: TrainingParams, network: Above) -> torch.optim.Optimizer:
@@ -494,9 +533,10 @@ def _validate(params: TrainingParams, network: Above, data: TrainingData) -> dic
 
 
 def fit_temperature(logits: Floats, labels: Indices, weights: Floats) -> tuple[float, float]:
-    """Return the lowest weighted log loss (nats) of logits (n, classes) divided by a temperature, and that temperature.
+    """Return the weighted log loss (nats) of logits (n, classes) divided by what suits them best, and this temperature.
 
-    It is sought between 1/20 and 20; where logits are not finite the loss is not, either.
+    Its logarithm has a standard normal distribution beforehand, which counts as much as one image: few images that
+    happen to lie apart do not make the model sure of everything. Where logits are not finite the loss is not, either.
     """
     from scipy.optimize import minimize_scalar
 
@@ -506,20 +546,30 @@ def fit_temperature(logits: Floats, labels: Indices, weights: Floats) -> tuple[f
     def loss(log_temperature: float) -> float:
         return log_loss(softmax(logits / math.exp(log_temperature)), labels, weights)
 
-    found = minimize_scalar(loss, bounds=(-math.log(20), math.log(20)), method="bounded", options={"xatol": 1e-6})
-    return float(found.fun), math.exp(found.x)
+    def with_prior(log_temperature: float) -> float:
+        return loss(log_temperature) + log_temperature**2 / (2 * float(weights.sum()))
+
+    bounds = -math.log(20), math.log(20)
+    best = float(minimize_scalar(with_prior, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
+    return loss(best), math.exp(best)
 
 
-def _operations(network: Above, part: Part) -> int:
-    """Count the multiply-adds that an image takes in a network."""
+def _operations(network: Above, part: Part) -> tuple[int, int]:
+    """Count the multiply-adds that an image takes in a network, and those from the lowest trained layer on."""
     import torch
 
     from stages.backbones.cut import counting
 
     one = torch.zeros(1, *part.activations.shape[2:], device=network.head.weight.device)
+    below: list[int] = []
+    trained = [m for m in network.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
     with torch.no_grad(), counting() as counted:
+        hooks = [m.register_forward_pre_hook(lambda *_: below.append(counted())) for m in trained]
         network.eval()(one)
-    return counted()
+        whole = counted()
+    for hook in hooks:
+        hook.remove()
+    return whole, whole - min(below)
 
 
 # ---- going on after a kill
@@ -528,6 +578,7 @@ def _operations(network: Above, part: Part) -> int:
 def _keep(course: Course, path: Any) -> None:
     import torch
 
+    where = course.network.head.weight.device
     state = {
         "network": course.network.state_dict(),
         "average": course.average,
@@ -536,6 +587,8 @@ def _keep(course: Course, path: Any) -> None:
         "history": course.history,
         "best": {name: torch.from_numpy(array) for name, array in course.best.items()},
         "random": torch.get_rng_state(),
+        "random_on_device": torch.cuda.get_rng_state(where) if where.type == "cuda" else None,
+        "taken": course.taken,
     }
     with new_file(path) as temporary:
         torch.save(state, temporary)
@@ -550,4 +603,7 @@ def _restore(course: Course, path: Any) -> None:
     course.optimizer.load_state_dict(state["optimizer"])
     course.steps, course.history = state["steps"], state["history"]
     course.best = {name: tensor.cpu().numpy() for name, tensor in state["best"].items()}
+    course.earlier = state["taken"]
     torch.set_rng_state(state["random"].cpu())
+    if state["random_on_device"] is not None:
+        torch.cuda.set_rng_state(state["random_on_device"].cpu(), course.network.head.weight.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from stages.cli import UserError
 from stages.params import Dataset, Features, Label
 from stages.transfers import Part, TrainingData
 from stages.transfers.fine_tune import Params, fit, problem
-from stages.transfers.shared import training
+from stages.transfers.shared import starting, training
 from stages.transfers.shared.above import Above, built_above, lying_above
 from stages.transfers.shared.mixing import cut_and_paste, mixed
 from stages.transfers.shared.network import outputs
@@ -173,6 +174,7 @@ def test_a_training_that_is_killed_goes_on_and_ends_with_the_same_bits(
             fit(keys, given, 3)
         monkeypatch.setattr(training, "_keep", kept)
         again = fit(keys, given, 3)
+        assert min(again.earlier) > 0 == max(whole.earlier)  # what the killed process took is not forgotten
         assert again.history == whole.history
         assert all(np.array_equal(again.arrays[name], array) for name, array in whole.arrays.items())
 
@@ -198,11 +200,20 @@ def test_soft_labels_and_smoothing_are_what_the_loss_falls_to(data: TrainingData
 
 def test_temperature_makes_logits_as_sure_as_they_are_right() -> None:
     """Of logits +-a with a share r right the best probability is r itself: a / T = log(r / (1 - r))."""
-    labels = np.array([0] * 8 + [1] * 2)
-    logits = np.tile([6.0, 0.0], (10, 1))
-    loss, temperature = fit_temperature(logits, labels, np.ones(10))
+    labels = np.tile([0] * 8 + [1] * 2, 10_000)
+    loss, temperature = fit_temperature(np.tile([6.0, 0.0], (len(labels), 1)), labels, np.ones(len(labels)))
     assert temperature == pytest.approx(6 / np.log(4), rel=1e-4)
     assert loss == pytest.approx(-0.8 * np.log(0.8) - 0.2 * np.log(0.2), rel=1e-6)
+
+
+def test_two_images_that_lie_apart_do_not_make_everything_sure() -> None:
+    """The temperature is the likeliest one where its logarithm is standard normal beforehand."""
+    labels, logits = np.array([0, 1]), np.array([[2.0, 0.0], [0.0, 2.0]])
+    loss, temperature = fit_temperature(logits, labels, np.ones(2))
+    tried = np.exp(np.linspace(-3, 3, 60_001))
+    likelihood = -2 * np.log1p(np.exp(-2 / tried)) - np.log(tried) ** 2 / 2
+    assert temperature == pytest.approx(tried[np.argmax(likelihood)], rel=1e-3)
+    assert loss == pytest.approx(np.log1p(np.exp(-2 / temperature)))
 
 
 def test_the_rate_rises_and_falls_along_a_half_cosine() -> None:
@@ -246,6 +257,86 @@ def test_lower_layers_learn_slower_and_norms_and_biases_do_not_decay(data: Train
     assert all(decay == 0 for name, (_, decay) in found.items() if "bn" in name)
 
 
+@pytest.mark.parametrize(
+    ("library", "name", "cut", "size", "layers"),
+    [
+        ("torchvision", "densenet121", "features.denseblock3", 64, ["transition3", "denseblock4", "norm5"]),
+        ("torchvision", "regnet_y_400mf", "trunk_output.block2", 64, ["block3", "block4"]),
+        ("torchvision", "googlenet", "inception4d", 64, ["inception4e", "inception5a", "inception5b"]),
+        ("torchvision", "resnet18", "layer3.0", 64, ["layer3.1", "layer4.0", "layer4.1"]),
+        ("timm", "test_vit", "blocks.2", 160, ["blocks.3", "blocks.4", "blocks.5", "norm"]),
+        ("timm", "test_efficientnet", "blocks.2", 64, ["blocks.3", "blocks.4", "conv_head", "bn2"]),
+    ],
+)
+def test_layers_are_what_the_builder_of_a_network_counts(
+    library: str, name: str, cut: str, size: int, layers: list[str]
+) -> None:
+    """Each learns at 0.8 times the rate of the one above it: were every convolution a layer, the lowest would rest."""
+    facts = {**FACTS, "library": library, "network": name}
+    found = list(built_above(facts, cut, size, 2).groups())
+    assert [layer.removeprefix("body.").split("features.")[-1].split("trunk_output.")[-1] for layer in found] == [
+        *layers,
+        "head",
+    ]
+
+
+def test_weights_that_count_are_a_running_average(data: TrainingData) -> None:
+    """EMA: a <- s a + (1 - s) w after each step, with s at most (1 + steps) / (10 + steps); batch norm's, too."""
+    assert data.above is not None
+    network = data.above()
+    state = {n: t.detach().clone() for n, t in network.state_dict().items()}
+    course = training.Course(network, training._optimizer(params(), network), state)
+    name = "body.layer4.0.bn1.running_mean"
+    expected = state[name].numpy().copy()
+    for step, value in enumerate((1.0, -2.0, 5.0)):
+        with torch.no_grad():
+            network.state_dict()[name].fill_(value)
+        course.steps = step + 1
+        training._average(course, 0.25)
+        keep = min(0.25, (2 + step) / (11 + step))
+        expected = keep * expected + (1 - keep) * value
+        np.testing.assert_allclose(course.average[name], expected, rtol=1e-6)
+
+
+def test_batch_norms_start_with_the_statistics_of_the_training_images(data: TrainingData) -> None:
+    assert data.above is not None
+    network, seen = data.above(), []
+    norm = next(m for m in network.body.modules() if isinstance(m, nn.BatchNorm2d))
+    norm.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
+    starting._settle(network, starting.settling(network), data.training, 48)
+    (maps,) = seen
+    np.testing.assert_allclose(norm.running_mean, maps.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(norm.running_var, maps.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert norm.momentum == 0.1
+
+
+def test_biases_alone_are_trained(data: TrainingData) -> None:
+    shared = lying_above(a_network(), FACTS, CUT, SIZE, 2)
+    before = {name: tensor.clone() for name, tensor in shared.named_parameters()}
+    fit(params(train=["biases"], epochs=1), replace(data, above=lambda: shared), 0)
+    moved = {name for name, tensor in shared.named_parameters() if not torch.equal(tensor, before[name])}
+    assert moved == {name for name in before if name.endswith("bias")} | {"head.weight"}
+
+
+def test_a_gradient_is_never_longer_than_was_said(data: TrainingData) -> None:
+    """Plain SGD without momentum's first step is (1 + 0.9) times rate times gradient, here of length 0.01."""
+    keys = {"start": "zero", "epochs": 1, "batch_size": 48, "optimizer": "sgd", "learning_rate": 1.0, "warmup": 0.0}
+    keys |= {"weight_decay": 0.0, "average": 0.0, "layer_decay": 1.0, "clip": 0.01}
+    trained = training.train(params(**keys), data, 0)
+    moved = [trained.chosen[n] - w for n, w in trained.start.items() if "running" not in n and "num_batches" not in n]
+    length = float(sum(np.square(step, dtype=np.float64).sum() for step in moved) ** 0.5)
+    assert length == pytest.approx(1.9 * 0.01, rel=1e-3)
+
+
+def test_bfloat16_comes_to_what_float32_comes_to(data: TrainingData) -> None:
+    keys = {"start": "zero", "epochs": 2, "learning_rate": 0.002}
+    found = [fit(params(**keys, precision=precision), data, 0) for precision in ("float32", "bfloat16")]
+    losses = [[row["training_log_loss"] for row in model.history] for model in found]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert {array.dtype for array in found[1].arrays.values()} == {array.dtype for array in found[0].arrays.values()}
+
+
 def test_mixup_mixes_images_and_labels_by_the_same_share() -> None:
     torch.manual_seed(0)
     inputs, targets = torch.arange(8.0).reshape(8, 1, 1, 1).expand(8, 2, 3, 3), torch.eye(8)
@@ -275,6 +366,17 @@ def test_jitter_shifts_whole_channels_within_their_range() -> None:
     assert not torch.equal(shifted, inputs)
     assert ((shifted - inputs).abs().amax((2, 3)) <= 0.1 * span + 1e-6).all()
     assert torch.equal(shifted.clamp(inputs.amin((2, 3), True), inputs.amax((2, 3), True)), shifted)
+
+
+def test_jitter_shifts_each_channel_of_tokens_by_a_number_of_its_own_and_refuses_vectors() -> None:
+    torch.manual_seed(0)
+    tokens = torch.rand(3, 50, 4) * torch.tensor([1.0, 2.0, 4.0, 8.0])
+    shifted, *_ = mixed(tokens, torch.eye(3), torch.ones(3), 0.0, 0.0, 0.1)
+    shifts = (shifted - tokens).median(dim=1).values  # of a channel all the same, but where the range ends
+    assert ((shifts.unsqueeze(1) - (shifted - tokens)).abs() < 1e-6).float().mean() > 0.8
+    assert len({round(float(shift), 6) for shift in shifts.flatten()}) == 12
+    with pytest.raises(UserError, match="jitter needs maps or tokens at the cut"):
+        mixed(torch.rand(3, 7), torch.eye(3), torch.ones(3), 0.0, 0.0, 0.1)
 
 
 SMALL = {"library": "textbook", "network": "small_cnn", "classes": 10, "mean": [0.5] * 3, "std": [0.5] * 3}
@@ -307,7 +409,7 @@ def test_from_the_image_up_all_is_trained_and_the_small_network_learns_what_is_p
 
 
 def test_what_training_takes_is_counted_there_and_back(data: TrainingData) -> None:
-    """48 images to train on, 24 to validate with; back through a network costs twice the way there."""
+    """48 images to train on, 24 to validate with; back through what is trained costs twice the way there."""
     below, whole = split(a_network(), CUT, SIZE), a_network()
     with torch.no_grad(), counting() as counted:
         below.above(torch.from_numpy(data.training.activations[:1, 0]))
@@ -318,6 +420,12 @@ def test_what_training_takes_is_counted_there_and_back(data: TrainingData) -> No
     assert model.training_operations == one * (2 * 48 + 24 + 2 * (2 * 3 * 48 + 24))
     zero = fit(params(epochs=2, start="zero", refit=True), data, 0)
     assert zero.training_operations == one * (2 * (3 * 48 + 24) + zero.chosen["epoch"] * 3 * 72)
+    again = fit(params(epochs=2, refit=True), data, 0)  # it starts twice as a probe
+    assert again.training_operations == one * (2 * (3 * 48 + 24) + again.chosen["epoch"] * 3 * 72 + 2 * (2 * 48 + 24))
+    head = fit(params(epochs=2, start="zero", train=["head"]), data, 0)
+    assert head.training_operations == one * 2 * (48 + 24) + 2 * 2 * 48 * 2 * whole.fc.in_features
+    settled = fit(params(epochs=2, train=["head"]), data, 0)  # no batch norm's statistics move before the start
+    assert settled.training_operations == head.training_operations + one * (48 + 24)
 
 
 def test_lower_layers_alone_can_be_tuned(data: TrainingData) -> None:
@@ -342,6 +450,22 @@ def test_settings_that_do_not_go_together_are_said() -> None:
     assert "name their column as label.soft" in str(problem(params(soft_labels=True), plain, dataset))
     with pytest.raises(ValueError, match="mixup and cutmix cannot both be on"):
         params(mixup=0.1, cutmix=0.1)
+
+
+@pytest.mark.parametrize(("name", "cut", "blocks"), [("test_efficientnet", "blocks.1", 3), ("test_vit", "blocks.2", 6)])
+def test_blocks_are_skipped_for_as_many_images_as_was_said_and_none_in_a_prediction(
+    name: str, cut: str, blocks: int
+) -> None:
+    facts = {**FACTS, "network": name}
+    size = 160 if name == "test_vit" else SIZE
+    above = lying_above(copy.deepcopy(network("timm", name)), facts, cut, size, 2)
+    training._set_dropout(above, params(stochastic_depth=0.5))
+    found = [m for m in above.body.modules() if type(m).__name__ == "DropPath"]
+    assert [m.drop_prob for m in found] == pytest.approx([0.5 * (at + 1) / blocks for at in range(blocks)])
+    uppermost = found[-1].train()
+    kept = uppermost(torch.ones(4000, 2, 1, 1)).flatten(1).amax(1) > 0
+    assert float(kept.float().mean()) == pytest.approx(0.5, abs=0.05)
+    assert torch.equal(found[-1].eval()(torch.ones(4)), torch.ones(4))
 
 
 def test_blocks_that_cannot_be_skipped_are_an_error_of_one_line(data: TrainingData) -> None:
