@@ -2,7 +2,7 @@
 
 A kind's file holds
 
-    FAMILY    what moves to the new task: "feature", or "none" for what a transfer must beat
+    FAMILY    what moves to the new task: "feature", "parameter", or "none" for what a transfer must beat
     VERSION   a number that grows when the same input gives another result
     Params    its keys in params.yaml
     fit       (params, data, seed) -> model: trains on the training part, chooses on the validation part

@@ -17,7 +17,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -114,16 +115,22 @@ def obvious(cut: str | None) -> Callable[[], float]:
     return epoch
 
 
-def elsewhere(cut: str | None) -> Callable[[], float]:
-    """Return `obvious` in a process of its own, which sleeps while others work."""
+@contextmanager
+def elsewhere(cut: str | None) -> Iterator[Callable[[], float]]:
+    """Give `obvious` in a process of its own, which sleeps while others work."""
     ours, theirs = get_context("spawn").Pipe()
-    get_context("spawn").Process(target=_serve, args=(theirs, cut), daemon=True).start()
+    process = get_context("spawn").Process(target=_serve, args=(theirs, cut), daemon=True)
+    process.start()
 
     def epoch() -> float:
         ours.send(None)
         return float(ours.recv())
 
-    return epoch
+    try:
+        yield epoch
+    finally:
+        process.terminate()
+        process.join()
 
 
 def _serve(pipe: Connection, cut: str | None) -> None:
@@ -149,14 +156,16 @@ def main() -> None:
             run("stages.extract", features)
         keep_freed_memory()
         rows = []
-        for cut in CUTS:
-            ways = [stored(cut), elsewhere(cut), elsewhere(None)]
-            rates = [[way() for way in ways] for _ in range(ROUNDS)]
-            above, frozen, whole = (median(column) for column in zip(*rates, strict=True))
-            ratios = [median(r[0] / r[other] for r in rates) for other in (1, 2)]
-            rows.append(
-                (cut, f"{above:.0f}", f"{frozen:.0f}", f"{whole:.0f}", f"{ratios[0]:.1f}", f"**{ratios[1]:.1f}**")
-            )
+        with elsewhere(None) as of_whole:
+            for cut in CUTS:
+                with elsewhere(cut) as of_frozen:
+                    ways = [stored(cut), of_frozen, of_whole]
+                    rates = [[way() for way in ways] for _ in range(ROUNDS)]
+                above, frozen, whole = (median(column) for column in zip(*rates, strict=True))
+                ratios = [median(r[0] / r[other] for r in rates) for other in (1, 2)]
+                rows.append(
+                    (cut, f"{above:.0f}", f"{frozen:.0f}", f"{whole:.0f}", f"{ratios[0]:.1f}", f"**{ratios[1]:.1f}**")
+                )
         head = ("cut", "stored, images/s", "frozen", "whole", "stored to frozen", "stored to whole")
         table(head, *rows)
         os.chdir("/")
