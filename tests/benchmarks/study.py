@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -33,7 +34,7 @@ CHARTS = {
     "cuts": "Accuracy against multiply-adds of extraction and training, one repeat",
     "labels": "Accuracy over the number of labels",
 }
-DVC = ("dvc", "--wait-for-lock")  # a stopped study leaves a stage that still ends what it does
+DVC = ("dvc", "--wait-for-lock")
 RESULTS = ("leaderboard.csv", "leaderboard.md", "labels.csv", "comparisons.json")
 
 
@@ -128,14 +129,20 @@ class Study:
 def run(folder: Path, *command: str, shown: bool = False) -> str:
     """Run a command in the workspace and return what it prints; raises UserError with the end of it when it fails.
 
-    shown : let it print to the terminal instead.
+    shown : let it print to the terminal instead. Interrupted, it passes that on, and waits for stages to end.
     """
     environment = {**os.environ, "TRANSFER_CACHE": str(cache_root()), "DVC_NO_ANALYTICS": "1"}
     prints = {} if shown else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(command, cwd=folder, env=environment, text=True, **prints)  # type: ignore[call-overload]
-    if done.returncode:
-        raise UserError(f"{' '.join(command)} failed in {folder}:\n{(done.stdout or '')[-2000:]}".rstrip())
-    return str(done.stdout or "")
+    with subprocess.Popen(command, cwd=folder, env=environment, text=True, start_new_session=True, **prints) as process:
+        try:
+            printed = process.communicate()[0] or ""
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait()
+            raise
+    if process.returncode:
+        raise UserError(f"{' '.join(command)} failed in {folder}:\n{printed[-2000:]}".rstrip())
+    return str(printed)
 
 
 def main() -> None:
