@@ -109,10 +109,11 @@ class Study:
         for file in RESULTS:
             shutil.copy2(folder / "reports" / file, self.kept / file)
         report = (folder / "reports" / "report.html").read_text(encoding="utf-8")
+        drawn = re.findall(r"<svg .*?</svg>", report, re.DOTALL)
         for picture, title in CHARTS.items():
             for dataset in content["datasets"]:
                 start = f' aria-label="{title} for the runs on {dataset};'
-                svg = next((x for x in re.findall(r"<svg .*?</svg>", report, re.DOTALL) if start in x), None)
+                svg = next((x for x in drawn if start in x), None)
                 if svg:
                     write_text(self.kept / f"{picture}-{dataset}.svg", stand_alone(svg))
 
