@@ -11,7 +11,6 @@ all samples and is not scored. Each model's folder holds the frozen part too, so
 from __future__ import annotations
 
 import shutil
-import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +36,7 @@ from stages.files import (
 from stages.params import kind_module
 from stages.samples.table import read_samples
 from stages.store.activations import read_features
-from stages.store.cache import core_seconds, peak_memory_bytes
+from stages.store.cache import clocks, peak_memory_bytes
 from stages.store.location import cache_root
 from stages.store.models import write_model
 from stages.threads import thread_count
@@ -63,7 +62,9 @@ def finetune(name: str, run: Run) -> None:
     repeats = run.repeats or samples.repeats
     if repeats > samples.repeats:
         raise UserError(f"params.yaml: runs.{name}.repeats is {repeats}: {run.dataset} has {samples.repeats}")
-    _check_unseen(name, run, samples, features, repeats)
+    learned = _learned(features)
+    if learned:
+        _check_unseen(name, run, samples, features, repeats, learned)
     with new_folder(MODELS / name) as folder:
         *fewer, most = run.budgets
         for budget in fewer:
@@ -71,7 +72,7 @@ def finetune(name: str, run: Run) -> None:
                 few = _train(name, run, samples, features, repeat, ("train",), budget)
                 write_model(folder / f"labels-{budget}" / f"repeat-{repeat}", few)
         # What fewer labels cost is the price of the curve, not the run's.
-        start, used = time.monotonic(), core_seconds()
+        began = clocks()
         models: list[Model] = []
         for repeat in range(repeats):
             model = _train(name, run, samples, features, repeat, ("train",), most)
@@ -83,12 +84,15 @@ def finetune(name: str, run: Run) -> None:
             finals.append(_train(name, run, samples, features, 0, ("train", "test")))
             _write(folder / "final", finals[0], features)
         if _streams(run):
-            _write_learned(folder, run, samples, features)
+            _write_learned(folder, run, samples, learned)
         write_json(folder / "run.json", _facts(run, samples, features, models))
     earlier = [getattr(model, "earlier", (0.0, 0.0)) for model in (*models, *finals)]  # before a kill
+    seconds, core_seconds = (
+        now - then + sum(before) for now, then, before in zip(clocks(), began, zip(*earlier, strict=True), strict=True)
+    )
     cost = {
-        "seconds": round(time.monotonic() - start + sum(seconds for seconds, _ in earlier), 3),
-        "core_seconds": round(core_seconds() - used + sum(cores for _, cores in earlier), 3),
+        "seconds": round(seconds, 3),
+        "core_seconds": round(core_seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "trained_parameters": models[0].trained_parameters,
         "operations": getattr(models[0], "operations", 0),
@@ -101,7 +105,7 @@ def finetune(name: str, run: Run) -> None:
         shutil.rmtree(_checkpoints(run, samples, features), ignore_errors=True)  # last: a kill costs an epoch, no more
 
 
-def _write_learned(folder: Path, run: Run, samples: Samples, features: FeatureStore) -> None:
+def _write_learned(folder: Path, run: Run, samples: Samples, earlier: set[str]) -> None:
     """Write what images the model that `backbone: models/<run>` takes has learned from, its own backbone's included."""
     import pyarrow as pa
 
@@ -109,7 +113,7 @@ def _write_learned(folder: Path, run: Run, samples: Samples, features: FeatureSt
     if not run.final:
         rows = np.concatenate(samples.labelled(0, ("train",), run.budgets[-1]))
     hashes = samples.table["pixel_hash"].to_pylist()
-    learned = {hashes[row] for row in rows} | _learned(features)
+    learned = {hashes[row] for row in rows} | earlier
     write_table(folder / LEARNED, pa.table({"pixel_hash": sorted(learned)}))
 
 
@@ -118,11 +122,12 @@ def _learned(features: FeatureStore) -> set[str]:
     return set(read_table(file)["pixel_hash"].to_pylist()) if file.is_file() else set()
 
 
-def _check_unseen(name: str, run: Run, samples: Samples, features: FeatureStore, repeats: int) -> None:
+def _check_unseen(
+    name: str, run: Run, samples: Samples, features: FeatureStore, repeats: int, learned: set[str]
+) -> None:
     """Raise UserError for a backbone that has learned from images which it would be tested on."""
-    learned = _learned(features)
-    hashes = samples.table["pixel_hash"].to_pylist() if learned else []
-    for repeat in range(repeats if learned else 0):
+    hashes = samples.table["pixel_hash"].to_pylist()
+    for repeat in range(repeats):
         test = samples.part(repeat, "test")
         seen = sum(hashes[row] in learned for row in test)
         if seen:

@@ -238,7 +238,7 @@ class CacheWriter:
         self._folder, self._context = folder, context
         self._buffers: dict[int, _Buffer] = {}
         self._bytes = 0
-        self._seconds, self._core_seconds = time.monotonic(), core_seconds()
+        self._seconds, self._core_seconds = clocks()
 
     def __enter__(self) -> CacheWriter:
         return self
@@ -263,7 +263,7 @@ class CacheWriter:
         images = sum(buffer.images for buffer in self._buffers.values())
         if not images:
             return
-        seconds, cores = time.monotonic(), core_seconds()
+        seconds, cores = clocks()
         for channels, buffer in self._buffers.items():
             share = buffer.images / images
             cost = {
@@ -294,6 +294,11 @@ class CacheWriter:
         with new_file(self._folder / name) as path:
             tensors = {**tensors, _IMAGE_HASHES: hashes, _CHECKSUMS: checksums}
             save_file(tensors, path, {"facts": facts, "checksum": str(checksum)})
+
+
+def clocks() -> tuple[float, float]:
+    """Return a clock's seconds, and the core seconds of this process: the difference of two is what work has taken."""
+    return time.monotonic(), core_seconds()
 
 
 def core_seconds() -> float:

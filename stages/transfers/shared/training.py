@@ -17,9 +17,9 @@ in a checkpoint: a training that was killed goes on there, and ends with the sam
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ from pydantic import Field, model_validator
 from stages.cli import UserError, progress
 from stages.files import new_file
 from stages.params import Transfer, suggest
+from stages.store.cache import clocks
 from stages.threads import in_threads
 from stages.transfers import Part, TrainingData
 from stages.transfers.shared.augmentation import Augmentation, augmentation
@@ -137,13 +138,6 @@ def problem(params: TrainingParams, features: Features, dataset: Dataset) -> str
     return None
 
 
-def _clocks() -> tuple[float, float]:
-    """Return a clock's seconds, and the core seconds of this process."""
-    from stages.store.cache import core_seconds
-
-    return time.monotonic(), core_seconds()
-
-
 @dataclass
 class Course:
     """How far a training is: everything on which the rest of it depends.
@@ -161,7 +155,7 @@ class Course:
     history: list[dict[str, float]] = field(default_factory=list)
     best: Arrays = field(default_factory=dict)
     earlier: tuple[float, float] = (0.0, 0.0)
-    began: tuple[float, float] = field(default_factory=_clocks)
+    began: tuple[float, float] = field(default_factory=clocks)
 
     @property
     def epoch(self) -> int:
@@ -171,7 +165,7 @@ class Course:
     @property
     def taken(self) -> tuple[float, float]:
         """Seconds and core seconds in all processes."""
-        seconds, cores = (e + now - b for e, now, b in zip(self.earlier, _clocks(), self.began, strict=True))
+        seconds, cores = (e + now - b for e, now, b in zip(self.earlier, clocks(), self.began, strict=True))
         return seconds, cores
 
 
@@ -220,12 +214,16 @@ class Trained:
             "chosen": {"epoch": self.epoch, **chosen},
             "temperature": self.history[self.epoch - 1]["temperature"] if temperature is None else temperature,
             "trained_parameters": sum(p.numel() for p in self.network.parameters() if p.requires_grad),
-            "operations": _operations(self.network, self.data.training)[0],
+            "operations": self._counted[0],
             "averaged": views if ours.average_views else 1,
             "training_operations": self.operations,
             "above": {**self.data.facts, "classifier": self.network.classifier},
         }
         return NetworkModel(facts, self.final if arrays is None else arrays, self.history, self.earlier)
+
+    @cached_property
+    def _counted(self) -> tuple[int, int]:
+        return _operations(self.network, self.data.training)
 
     @property
     def operations(self) -> int:
@@ -243,7 +241,7 @@ class Trained:
             steps += self.epoch * both * ours.rounds(both)
         if ours.start == "probe":
             passes += (1 + ours.refit) * (both + (training if settling(self.network) else 0))
-        whole, trained = _operations(self.network, self.data.training)
+        whole, trained = self._counted
         return whole * passes + (whole + 2 * trained) * steps
 
 
@@ -305,7 +303,7 @@ def _course(
     from stages.transfers.shared.layout import train_channels_last
 
     seed, order = seeds
-    began = _clocks()
+    began = clocks()
     torch.manual_seed(seed)
     assert data.above is not None
     network = data.above().to(where)
