@@ -3,13 +3,15 @@
     make study [STUDY=docs/study]
 
 What is run stands in STUDY/params.yaml. DVC runs it, run by run, in a workspace of its own (.transfer/<name>) on the
-project's caches. What a run has given is copied into STUDY at once, with dvc.lock and the leaderboard and curves of
-all runs so far: stopped at any moment the study goes on where it was, in another clone with the next run. How long is
-left is told from the seconds that each run took last time.
+project's caches. What a run has given is copied into STUDY at once, with dvc.lock, and the leaderboard and curves of
+all runs so far, and how they differ from the reference in accuracy, AUC and log loss (differences.csv). Stopped at any
+moment the study goes on where it was, in another clone with the next run. How long is left is told from the seconds
+that each run took last time.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -18,9 +20,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -28,6 +32,8 @@ from stages.cli import UserError, guard
 from stages.files import new_file, write_json, write_text
 from stages.params import read_params
 from stages.scoring.charts import stand_alone
+from stages.scoring.intervals import differences
+from stages.scoring.records import read_record
 from stages.store.location import cache_root, shared_root
 
 CHARTS = {
@@ -35,6 +41,8 @@ CHARTS = {
     "labels": "Accuracy over the number of labels",
 }
 DVC = ("dvc", "--wait-for-lock")
+DIFFERENCES = ("dataset", "run", "figure", "difference", "low", "high", "p_adjusted", "repeats")
+FIGURES = ("accuracy", "auc", "log_loss")
 RESULTS = ("leaderboard.csv", "leaderboard.md", "labels.csv", "comparisons.json")
 
 
@@ -116,6 +124,22 @@ class Study:
                 svg = next((x for x in drawn if start in x), None)
                 if svg:
                     write_text(self.kept / f"{picture}-{dataset}.svg", stand_alone(svg))
+        self._tell_apart(content)
+
+    def _tell_apart(self, content: dict[str, Any]) -> None:
+        """Write how the runs differ from the reference of their data set, not in accuracy alone."""
+        rows = []
+        for dataset, reference in content["compare"]["references"].items():
+            with chdir(self.workspace):
+                names = [name for name, entry in content["runs"].items() if entry["dataset"] == dataset]
+                runs = {name: read_record(name).outcomes for name in names}
+            found = differences(runs.pop(reference), runs, FIGURES)
+            for name, of_run in found.items():
+                for figure, d in of_run.items():
+                    numbers = (d.value, d.low, d.high, d.p_adjusted)
+                    rows.append([dataset, name, figure, *(f"{number:.4f}" for number in numbers), len(d.repeats)])
+        with new_file(self.kept / "differences.csv") as path, path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([DIFFERENCES, *rows])
 
     def outlook(self, left: list[str], pace: float = 1.0) -> str:
         """Say how long some runs will take; pace : seconds here for a second last time."""

@@ -56,7 +56,13 @@ def test_stopped_it_goes_on_and_another_clone_knows_what_is_done(project: Projec
 
     assert project.run(STUDY, check=True).stdout.startswith("1 of 2 runs are there; 1 left: 1 never timed\n")
     with project.path("docs/study/leaderboard.csv").open(newline="") as file:
-        assert {row["run"] for row in csv.DictReader(file)} == {"probe", "above-b6"}
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"probe", "above-b6"}
+    with project.path("docs/study/differences.csv").open(newline="") as file:
+        apart = {row["figure"]: float(row["difference"]) for row in csv.DictReader(file) if row["run"] == "above-b6"}
+    assert set(apart) == {"accuracy", "auc", "log_loss"}
+    for figure in ("accuracy", "auc"):
+        assert apart[figure] == pytest.approx(float(rows["above-b6"][figure]) - float(rows["probe"][figure]), abs=1e-4)
     for picture in ("cuts", "labels"):
         chart = ElementTree.parse(project.path(f"docs/study/{picture}-cells.svg")).getroot()
         assert "probe" in {text.text for text in chart.iter("{http://www.w3.org/2000/svg}text")}
