@@ -1,6 +1,6 @@
 """The pipeline and fastai side by side: same images, splits, weights and machine; Markdown for docs/benchmarks.md.
 
-    make against-fastai [REPEATS=1]        about half an hour for each repeat
+    make against-fastai [REPEATS=1]        25 to 50 minutes for each repeat
 
 The cells on the papers' split and EfficientNet-Lite0 at 224 pixels, three ways, each as whole processes:
 
