@@ -11,7 +11,6 @@ that each run took last time.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -33,7 +32,7 @@ from stages.files import new_file, write_json, write_text
 from stages.params import read_params
 from stages.scoring.charts import stand_alone
 from stages.scoring.intervals import differences
-from stages.scoring.records import read_record
+from stages.scoring.records import read_record, write_csv
 from stages.store.location import cache_root, shared_root
 
 CHARTS = {
@@ -41,7 +40,6 @@ CHARTS = {
     "labels": "Accuracy over the number of labels",
 }
 DVC = ("dvc", "--wait-for-lock")
-DIFFERENCES = ("dataset", "run", "figure", "difference", "low", "high", "p_adjusted", "repeats")
 FIGURES = ("accuracy", "auc", "log_loss")
 RESULTS = ("leaderboard.csv", "leaderboard.md", "labels.csv", "comparisons.json")
 
@@ -130,16 +128,16 @@ class Study:
         """Write how the runs differ from the reference of their data set, not in accuracy alone."""
         rows = []
         for dataset, reference in content["compare"]["references"].items():
+            names = [name for name, entry in content["runs"].items() if entry["dataset"] == dataset]
             with chdir(self.workspace):
-                names = [name for name, entry in content["runs"].items() if entry["dataset"] == dataset]
                 runs = {name: read_record(name).outcomes for name in names}
-            found = differences(runs.pop(reference), runs, FIGURES)
-            for name, of_run in found.items():
+            for name, of_run in differences(runs.pop(reference), runs, FIGURES).items():
                 for figure, d in of_run.items():
-                    numbers = (d.value, d.low, d.high, d.p_adjusted)
-                    rows.append([dataset, name, figure, *(f"{number:.4f}" for number in numbers), len(d.repeats)])
-        with new_file(self.kept / "differences.csv") as path, path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([DIFFERENCES, *rows])
+                    about = {"dataset": dataset, "run": name, "figure": figure, "repeats": len(d.repeats)}
+                    numbers = {"difference": d.value, "low": d.low, "high": d.high, "p_adjusted": d.p_adjusted}
+                    rows.append({**about, **{k: v if v is None else round(v, 4) for k, v in numbers.items()}})
+        if rows:
+            write_csv(self.kept / "differences.csv", rows)
 
     def outlook(self, left: list[str], pace: float = 1.0) -> str:
         """Say how long some runs will take; pace : seconds here for a second last time."""
