@@ -86,10 +86,8 @@ def finetune(name: str, run: Run) -> None:
         if _streams(run):
             _write_learned(folder, run, samples, learned)
         write_json(folder / "run.json", _facts(run, samples, features, models))
-    earlier = [getattr(model, "earlier", (0.0, 0.0)) for model in (*models, *finals)]  # before a kill
-    seconds, core_seconds = (
-        now - then + sum(before) for now, then, before in zip(clocks(), began, zip(*earlier, strict=True), strict=True)
-    )
+    before_a_kill = sum(getattr(model, "earlier", 0.0) for model in (*models, *finals))
+    seconds, core_seconds = (before_a_kill + clocks() - began).tolist()
     cost = {
         "seconds": round(seconds, 3),
         "core_seconds": round(core_seconds, 3),

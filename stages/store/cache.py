@@ -238,7 +238,7 @@ class CacheWriter:
         self._folder, self._context = folder, context
         self._buffers: dict[int, _Buffer] = {}
         self._bytes = 0
-        self._seconds, self._core_seconds = clocks()
+        self._began = clocks()
 
     def __enter__(self) -> CacheWriter:
         return self
@@ -255,7 +255,7 @@ class CacheWriter:
             buffer.rows.setdefault(column, []).append(values)
             self._bytes += values.nbytes
         full = self._bytes >= FLUSH_BYTES or sum(b.images for b in self._buffers.values()) >= FLUSH_IMAGES
-        if full or time.monotonic() - self._seconds >= FLUSH_SECONDS:
+        if full or time.monotonic() - self._began[0] >= FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -263,17 +263,18 @@ class CacheWriter:
         images = sum(buffer.images for buffer in self._buffers.values())
         if not images:
             return
-        seconds, cores = clocks()
+        now = clocks()
+        seconds, core_seconds = (now - self._began).tolist()
         for channels, buffer in self._buffers.items():
             share = buffer.images / images
             cost = {
-                "seconds": share * (seconds - self._seconds),
-                "core_seconds": share * (cores - self._core_seconds),
+                "seconds": share * seconds,
+                "core_seconds": share * core_seconds,
                 "peak_memory_bytes": peak_memory_bytes(),
             }
             self._write(channels, buffer, cost)
         self._buffers, self._bytes = {}, 0
-        self._seconds, self._core_seconds = seconds, cores
+        self._began = now
 
     def _write(self, channels: int, buffer: _Buffer, cost: Mapping[str, float]) -> None:
         from safetensors.numpy import save_file
@@ -296,9 +297,9 @@ class CacheWriter:
             save_file(tensors, path, {"facts": facts, "checksum": str(checksum)})
 
 
-def clocks() -> tuple[float, float]:
-    """Return a clock's seconds, and the core seconds of this process: the difference of two is what work has taken."""
-    return time.monotonic(), core_seconds()
+def clocks() -> Array:
+    """Return a clock's seconds, and the core seconds of this process (2,): the difference of two is what work took."""
+    return np.array([time.monotonic(), core_seconds()])
 
 
 def core_seconds() -> float:

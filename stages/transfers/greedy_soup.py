@@ -54,8 +54,7 @@ def fit(params: Params, data: TrainingData, seed: int) -> NetworkModel:
         mean_state([members[m].final for m in kept]), temperature, step_sizes=[params.step_sizes[m] for m in kept]
     )
     model.facts["training_operations"] = sum(member.operations for member in members)
-    seconds, core_seconds = zip(*(member.earlier for member in members), strict=True)
-    model.earlier = sum(seconds), sum(core_seconds)
+    model.earlier = np.sum([member.earlier for member in members], axis=0)
     return model
 
 

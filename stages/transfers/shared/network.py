@@ -39,7 +39,7 @@ class NetworkModel:
     facts: dict[str, Any]
     arrays: dict[str, NDArray[Any]]
     history: list[dict[str, float]] = field(default_factory=list)
-    earlier: tuple[float, float] = (0.0, 0.0)
+    earlier: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
 
     @classmethod
     def load(cls, facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> NetworkModel:

@@ -154,8 +154,8 @@ class Course:
     steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     best: Arrays = field(default_factory=dict)
-    earlier: tuple[float, float] = (0.0, 0.0)
-    began: tuple[float, float] = field(default_factory=clocks)
+    earlier: Floats = field(default_factory=lambda: np.zeros(2))
+    began: Floats = field(default_factory=clocks)
 
     @property
     def epoch(self) -> int:
@@ -163,10 +163,9 @@ class Course:
         return len(self.history)
 
     @property
-    def taken(self) -> tuple[float, float]:
+    def taken(self) -> Floats:
         """Seconds and core seconds in all processes."""
-        seconds, cores = (e + now - b for e, now, b in zip(self.earlier, clocks(), self.began, strict=True))
-        return seconds, cores
+        return self.earlier + clocks() - self.began
 
 
 @dataclass
@@ -185,7 +184,7 @@ class Trained:
     start: Arrays
     chosen: Arrays
     final: Arrays
-    earlier: tuple[float, float]
+    earlier: Floats
     validated: int = 0
 
     @property
@@ -271,7 +270,7 @@ def train(params: TrainingParams, data: TrainingData, seed: int, begin: Begin | 
             both = [data.training, data.validation]
             refit = _course(params, data, (seed, order), begin, where, both, trained.epoch, "refit")
             trained.final = _arrays(refit.average)
-            trained.earlier = course.earlier[0] + refit.earlier[0], course.earlier[1] + refit.earlier[1]
+            trained.earlier = course.earlier + refit.earlier
     return trained
 
 
@@ -586,7 +585,7 @@ def _keep(course: Course, path: Any) -> None:
         "best": {name: torch.from_numpy(array) for name, array in course.best.items()},
         "random": torch.get_rng_state(),
         "random_on_device": torch.cuda.get_rng_state(where) if where.type == "cuda" else None,
-        "taken": course.taken,
+        "taken": course.taken.tolist(),
     }
     with new_file(path) as temporary:
         torch.save(state, temporary)
@@ -601,7 +600,7 @@ def _restore(course: Course, path: Any) -> None:
     course.optimizer.load_state_dict(state["optimizer"])
     course.steps, course.history = state["steps"], state["history"]
     course.best = {name: tensor.cpu().numpy() for name, tensor in state["best"].items()}
-    course.earlier = state["taken"]
+    course.earlier = np.array(state["taken"])
     torch.set_rng_state(state["random"].cpu())
     if state["random_on_device"] is not None:
         torch.cuda.set_rng_state(state["random_on_device"].cpu(), course.network.head.weight.device)
