@@ -43,7 +43,10 @@ from stages.threads import thread_count
 from stages.transfers import Part, TrainingData
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
+    from torch import nn
 
     from stages.params import Run
     from stages.samples.table import Samples
@@ -184,14 +187,22 @@ def _with_network(data: TrainingData, samples: Samples, features: FeatureStore, 
     entry, network = features.facts["entry"], features.facts["network"]
     recipe = {"network": network, "cut": entry["cut"], "image_size": entry["image_size"][0]}
 
-    def above() -> Above:
+    def whole() -> nn.Module:
         from stages.backbones.backbone import load_backbone
+
+        return load_backbone(features.folder, "backbone.safetensors").network
+
+    def above() -> Above:
         from stages.transfers.shared.above import lying_above
 
-        weights = load_backbone(features.folder, "backbone.safetensors")
-        return lying_above(weights.network, network, recipe["cut"], recipe["image_size"], len(samples.classes))
+        return lying_above(whole(), network, recipe["cut"], recipe["image_size"], len(samples.classes))
 
-    return replace(data, above=above, facts=recipe, checkpoint=checkpoint)
+    def inner(layers: Sequence[str]) -> nn.Module:
+        from stages.transfers.shared.above import inner_above
+
+        return inner_above(whole(), network, recipe["cut"], layers, recipe["image_size"])
+
+    return replace(data, above=above, inner=inner, facts=recipe, checkpoint=checkpoint)
 
 
 def _checkpoints(run: Run, samples: Samples, features: FeatureStore) -> Path:

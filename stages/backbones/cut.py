@@ -168,14 +168,7 @@ def taken(
     with plain_attention(), torch.no_grad():
         run = _run(network, images, names)
         traced = _trace(network, names, run)
-        results, expected = [], []
-        for name in names:
-            output = run.output(name)
-            whole = cut != POOLED or name == POOLED
-            pool, others = (_copy, ()) if whole else _pooling(network, name, output, image_size)
-            with traced.graph.inserting_after(traced.node(name)):  # here, before something works in place on it
-                results.append(traced.graph.call_function(pool, (traced.node(name), *others)))
-            expected.append(pool(output, *others))
+        results, expected = _outputs(network, traced, run, names, image_size, pooled=cut == POOLED)
         if logits:
             results.append(traced.end)
             expected.append(run.logits)
@@ -186,6 +179,47 @@ def taken(
                     f"{name}: taken out of the network it is not what the network computes; name another layer"
                 )
     return part
+
+
+def inner(network: nn.Module, cut: str, layers: Sequence[str], image_size: int) -> nn.Module:
+    """Return a module that maps the activation at a cut (B, *shape) to outputs of layers above it, as vectors (B, D).
+
+    Each is pooled as `taken` does it, and all lie side by side; `pooled` may be among them, and the cut itself. Raises
+    UserError as `taken` and `split` do, and for a layer that does not lie above the cut.
+    """
+    if cut not in (IMAGE, POOLED):
+        split(network, cut, image_size)
+    images = random_images(image_size)
+    with plain_attention(), torch.no_grad():
+        names = tuple(dict.fromkeys(name for name in (cut, *layers) if name != IMAGE))
+        run = _run(network, images, names)
+        traced = _trace(network, names, run)
+        results, expected = _outputs(network, traced, run, layers, image_size, pooled=True)
+        start = next(n for n in traced.graph.nodes if n.op == "placeholder")
+        at = start if cut == IMAGE else traced.node(cut)
+        for name, result in zip(layers, results, strict=True):
+            if at is not start and start in _reach([result], stop=at):
+                raise UserError(f"layers: {name} does not lie above the cut {cut}: name others, or cut lower")
+        end = traced.graph.call_function(_side_by_side, tuple(results))
+        activation = images if cut == IMAGE else run.output(cut)
+        part = _above(network, traced, end, at, activation)
+        if not torch.equal(part(activation), _side_by_side(*expected)):
+            raise UserError(f"layers: {', '.join(layers)}: above {cut} they are not what the network computes")
+    return part
+
+
+def _outputs(
+    network: nn.Module, traced: _Traced, run: _Run, names: Sequence[str], image_size: int, pooled: bool
+) -> tuple[list[fx.Node], list[Tensor]]:
+    """Take outputs in passing, pooled or as they are: their nodes in the graph, and what they must give."""
+    nodes, expected = [], []
+    for name in names:
+        output = run.output(name)
+        pool, others = _pooling(network, name, output, image_size) if pooled and name != POOLED else (_copy, ())
+        with traced.graph.inserting_after(traced.node(name)):  # here, before something works in place on it
+            nodes.append(traced.graph.call_function(pool, (traced.node(name), *others)))
+        expected.append(pool(output, *others))
+    return nodes, expected
 
 
 def cuts(network: nn.Module, image_size: int) -> list[str]:
@@ -517,6 +551,10 @@ _Pool = Callable[..., Tensor]
 
 def _copy(output: Tensor) -> Tensor:
     return output.clone()
+
+
+def _side_by_side(*vectors: Tensor) -> Tensor:
+    return torch.cat(vectors, dim=1)
 
 
 def _mean_of_map(output: Tensor) -> Tensor:

@@ -42,11 +42,11 @@ def backbone_folder(folder: Path) -> Path:
     if not (target / "network.json").is_file():
         tensors = load_file(model / "backbone.safetensors")
         for name, tensor in load_file(model / "model.safetensors").items():
-            if name.startswith("head."):
-                own = classifier + name.removeprefix("head")
-            else:
-                own = name.removeprefix("body.").removeprefix("network.")
-            tensors[own] = tensor
+            part, _, own = name.partition(".")
+            if part == "head":
+                tensors[f"{classifier}.{own}"] = tensor
+            elif part == "body":
+                tensors[own.removeprefix("network.")] = tensor
         with new_folder(target) as new:
             save_file(tensors, new / "weights.safetensors")
             whole = {

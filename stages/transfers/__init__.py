@@ -15,7 +15,7 @@ A model is what `stages.store.models.Model` says. A kind's file imports no large
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from torch import nn
 
     from stages.transfers.shared.above import Above
 
@@ -66,6 +67,7 @@ class TrainingData:
     above : makes the part of the network above the cut anew, with a head for the classes
     facts : how that part is built again
     checkpoint : where a long training keeps how far it is
+    inner : of names of layers, makes what gives their averaged outputs from an activation at the cut, frozen
     """
 
     classes: list[str]
@@ -74,3 +76,4 @@ class TrainingData:
     above: Callable[[], Above] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
+    inner: Callable[[Sequence[str]], nn.Module] | None = None

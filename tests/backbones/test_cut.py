@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stages.backbones.cut import body, cuts, plain_attention, random_images, split, taken
+from stages.backbones.cut import body, cuts, inner, plain_attention, random_images, split, taken
 from stages.cli import UserError
 from tests.backbones.conftest import network
 
@@ -266,6 +266,35 @@ def test_a_layers_map_is_averaged_over_its_area(library: str, name: str, size: i
     for layer, vector in zip(layers, found, strict=True):
         assert torch.equal(vector, wanted[layer].mean((2, 3))), layer
     assert torch.equal(logits, wanted["logits"])
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "size", "cut", "layers"),
+    [
+        ("torchvision", "resnet18", 64, "layer2", ["layer3.0.bn1", "layer4", "pooled"]),  # a ReLU works in place on it
+        ("timm", "tf_efficientnet_lite0", 64, "blocks.3", ["blocks.4.0.bn1", "blocks.5", "blocks.3"]),
+        ("timm", "test_vit", 160, "blocks.0", ["blocks.1.attn", "blocks.2"]),
+        ("torchvision", "swin_t", 64, "features.1", ["features.3"]),
+        ("timm", "test_resnet", 64, "image", ["layer1", "layer4.0.conv1"]),
+        ("timm", "test_resnet", 64, "pooled", ["pooled"]),
+    ],
+)
+def test_layers_above_a_cut_give_what_they_give_in_the_whole_network(
+    library: str, name: str, size: int, cut: str, layers: list[str]
+) -> None:
+    whole, x = network(library, name), images(size)
+    with torch.no_grad():
+        wanted = taken(whole, "pooled", layers, False, size)(x)
+        activation = x if cut == "image" else taken(whole, cut, [], False, size)(x)[0]
+        before = activation.clone()
+        found = inner(whole, cut, layers, size)(activation)
+    assert torch.equal(found, torch.cat(wanted, dim=1))
+    assert torch.equal(activation, before)
+
+
+def test_a_layer_that_needs_more_than_the_activation_at_the_cut_is_refused() -> None:
+    with pytest.raises(UserError, match=r"layers: layer1\.0 does not lie above the cut layer2"):
+        inner(network("timm", "test_resnet"), "layer2", ["layer4", "layer1.0"], 64)
 
 
 def test_a_map_with_its_channels_last_is_averaged_over_its_area() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from stages.backbones.cut import split
 from stages.transfers import Part, TrainingData
-from stages.transfers.shared.above import lying_above
+from stages.transfers.shared.above import inner_above, lying_above
 from tests.backbones.conftest import cells, network, normalised
 from tests.transfers.made_up import make_data
 
@@ -55,5 +55,11 @@ def dark_cells() -> TrainingData:
         return Part(maps[rows], labels[rows], np.eye(2, dtype=np.float32)[labels[rows]], None)
 
     facts = {"network": RESNET, "cut": "layer3", "image_size": 64}
-    above = lambda: lying_above(copy.deepcopy(whole), RESNET, "layer3", 64, 2)  # noqa: E731
-    return TrainingData(["bright", "dark"], part(slice(0, 24)), part(slice(24, None)), above, facts)
+    return TrainingData(
+        ["bright", "dark"],
+        part(slice(0, 24)),
+        part(slice(24, None)),
+        above=lambda: lying_above(copy.deepcopy(whole), RESNET, "layer3", 64, 2),
+        inner=lambda layers: inner_above(copy.deepcopy(whole), RESNET, "layer3", layers, 64),
+        facts=facts,
+    )

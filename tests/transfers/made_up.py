@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -43,15 +44,21 @@ def with_network(data: TrainingData, network: dict[str, Any], cut: str, image_si
     """Let data be trained on above a cut of a network with random weights, as finetune does."""
     import torch
 
-    from stages.transfers.shared.above import built_above
+    from stages.transfers.shared.above import built_above, built_inner
 
-    def above() -> Any:
+    def seeded(build: Callable[[], Any]) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return built_above(network, cut, image_size, len(data.classes))
+            return build()
 
     facts = {"network": network, "cut": cut, "image_size": image_size}
-    return replace(data, above=above, facts=facts, **more)
+    return replace(
+        data,
+        above=lambda: seeded(lambda: built_above(network, cut, image_size, len(data.classes))),
+        inner=lambda layers: seeded(lambda: built_inner(network, cut, layers, image_size)),
+        facts=facts,
+        **more,
+    )
 
 
 def take(part: Part, rows: Any, views: slice = slice(None)) -> Part:

@@ -202,7 +202,7 @@ def test_a_class_of_weight_two_is_that_class_twice(kind: str) -> None:
     unweighted = logit(fit(kind, data, **keys), test)
     assert np.corrcoef(weighted, expected)[0, 1] > 1 - 1e-5
     assert np.corrcoef(unweighted, expected)[0, 1] < 1 - 1e-4
-    if kind in ("logistic", "mlp", *TRAINED):
+    if kind in ("logistic", "mlp", *TRAINED) and kind != "calibrated_ensemble":  # half of which is on folds
         np.testing.assert_allclose(weighted, expected, atol=2e-3)
 
 

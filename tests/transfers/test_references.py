@@ -14,9 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from stages.cli import UserError
-from stages.transfers import Part, TrainingData, linear_svm, mlp, rbf_svm
+from stages.transfers import Part, TrainingData, linear_svm, mlp
 from stages.transfers.ridge import solve
-from stages.transfers.shared import svm
+from stages.transfers.shared import kernel, svm
 from stages.transfers.shared.lda import Discriminants, ledoit_wolf
 from stages.transfers.shared.shallow import grid, prepare, softmax
 from tests.transfers.made_up import fit, make_data
@@ -109,9 +109,9 @@ def test_a_linear_svm_of_many_rows_is_that_of_few(overlapping: Data, monkeypatch
 
 
 def test_an_rbf_svm_of_too_many_rows_says_what_to_use(two_classes: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert rbf_svm.MOST_ROWS == svm.MOST_ROWS == 20_000
-    monkeypatch.setattr(rbf_svm, "MOST_ROWS", 100)
-    with pytest.raises(UserError, match="180 are more than 100: use linear_svm, logistic or mlp"):
+    assert kernel.MOST_ROWS == svm.MOST_ROWS == 20_000
+    monkeypatch.setattr(kernel, "MOST_ROWS", 100)
+    with pytest.raises(UserError, match="180 are more than 100: use linear_svm, logistic, mlp or fine_tune"):
         fit("rbf_svm", two_classes[0], C=1.0)
 
 

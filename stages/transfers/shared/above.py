@@ -7,14 +7,14 @@ classes at hand. Where nothing is frozen (cut: image) the body also normalises p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stages.backbones.cut import IMAGE, body
+from stages.backbones.cut import IMAGE, body, inner
 from stages.backbones.registry import build_network
 from stages.threads import thread_count
 
@@ -101,9 +101,29 @@ def lying_above(network: nn.Module, facts: Mapping[str, Any], cut: str, image_si
 
 def built_above(facts: Mapping[str, Any], cut: str, image_size: int, classes: int) -> Above:
     """Return the same with the library's random weights, to load trained ones into."""
+    return lying_above(_built(facts), facts, cut, image_size, classes)
+
+
+def inner_above(
+    network: nn.Module, facts: Mapping[str, Any], cut: str, layers: Sequence[str], image_size: int
+) -> nn.Module:
+    """Return what gives the averaged outputs of layers above a cut: activation (B, *shape) -> vectors (B, D).
+
+    Its modules are the network's own, in eval mode. Raises UserError for a layer that does not lie there.
+    """
+    found = inner(network, cut, layers, image_size)
+    return Pixels(found, facts["mean"], facts["std"]) if cut == IMAGE else found
+
+
+def built_inner(facts: Mapping[str, Any], cut: str, layers: Sequence[str], image_size: int) -> nn.Module:
+    """Return the same with the library's random weights, to load others into."""
+    return inner_above(_built(facts), facts, cut, layers, image_size)
+
+
+def _built(facts: Mapping[str, Any]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         network = build_network(facts["library"], facts["network"], facts["classes"])
-    return lying_above(network.requires_grad_(False), facts, cut, image_size, classes)
+    return network.requires_grad_(False)
 
 
 @contextmanager

@@ -289,6 +289,13 @@ class ShallowModel:
         """How many numbers the training has set; the normalisation's are not counted."""
         return self.head.trained_parameters
 
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What the head and the normalisation consist of."""
+        arrays = {f.name: getattr(self.head, f.name) for f in fields(self.head)}  # type: ignore[arg-type]
+        normalization = {"mean": self.normalization.mean, "factor": self.normalization.factor}
+        return arrays | {name: array for name, array in normalization.items() if array is not None}
+
     def predict_proba(self, activations: Singles) -> Floats:
         """Return the probabilities (n, classes) for activations (n, views, *shape)."""
         vectors = choose_views(activations, self.facts["views"])
@@ -307,10 +314,7 @@ class ShallowModel:
         """Write the model into a folder."""
         from stages.store.models import write_arrays
 
-        arrays = {f.name: getattr(self.head, f.name) for f in fields(self.head)}  # type: ignore[arg-type]
-        normalization = {"mean": self.normalization.mean, "factor": self.normalization.factor}
-        arrays |= {name: array for name, array in normalization.items() if array is not None}
-        write_arrays(folder, self.facts, arrays)
+        write_arrays(folder, self.facts, self.arrays)
 
 
 def softmax(logits: Floats) -> Floats:
