@@ -19,7 +19,7 @@ from pydantic import Field
 
 from stages.threads import TORCH
 from stages.transfers import TrainingData
-from stages.transfers.shared.kernel import Costs, Gammas, Kernel, KernelParams, kernel_heads
+from stages.transfers.shared.kernel import Costs, Gammas, Kernel, KernelParams, check_count, kernel_heads
 from stages.transfers.shared.network import NetworkModel, outputs
 from stages.transfers.shared.shallow import ShallowModel, fit_shallow, softmax
 from stages.transfers.shared.training import TrainingParams, train
@@ -113,6 +113,7 @@ def fit(params: Params, data: TrainingData, seed: int) -> Ensemble:
     """
     from stages.backbones.engines import device
 
+    check_count(len(data.training.labels) + len(data.validation.labels))
     assert data.inner is not None
     inner = data.inner(params.layers).to(device())
     views = data.training.activations.shape[1] if params.average_views else 1

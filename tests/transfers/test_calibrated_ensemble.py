@@ -13,6 +13,7 @@ import torch
 from stages.cli import UserError
 from stages.store.models import read_model, write_model
 from stages.transfers import Part, TrainingData
+from stages.transfers.shared import kernel
 from tests.backbones.conftest import network
 from tests.transfers.made_up import fit
 
@@ -77,3 +78,11 @@ def test_training_leaves_the_frozen_half_as_it_came(dark_cells: TrainingData, tm
 def test_a_layer_below_the_cut_is_refused(dark_cells: TrainingData) -> None:
     with pytest.raises(UserError, match="layers: layer2 does not lie above the cut layer3: name others, or cut lower"):
         fit("calibrated_ensemble", dark_cells, **KEYS, layers=["layer2"])
+
+
+def test_too_many_images_for_the_machine_are_refused_before_anything_is_computed(
+    dark_cells: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "MOST_ROWS", 35)
+    with pytest.raises(UserError, match="36 are more than 35: use linear_svm, logistic, mlp or fine_tune"):
+        fit("calibrated_ensemble", replace(dark_cells, above=None, inner=None), **KEYS)

@@ -55,14 +55,19 @@ class Kernel(Head):
         return (len(self.support) + 1) * free_columns(len(self.bias))
 
 
-def kernel_heads(rows: Rows, settings: Sequence[Setting], seed: int) -> list[Kernel]:
-    """Fit a machine for each setting, which gives C and gamma; raises UserError for too many rows."""
-    features, count = rows.features, len(rows.features)
-    if count > MOST_ROWS:
+def check_count(rows: int) -> None:
+    """Raise UserError for more rows than a kernel matrix can hold."""
+    if rows > MOST_ROWS:
         raise UserError(
-            f"a Gaussian kernel compares each row with each, and {count:,} are more than {MOST_ROWS:,}: "
+            f"a Gaussian kernel compares each row with each, and {rows:,} are more than {MOST_ROWS:,}: "
             "use linear_svm, logistic, mlp or fine_tune, or fewer views"
         )
+
+
+def kernel_heads(rows: Rows, settings: Sequence[Setting], seed: int) -> list[Kernel]:
+    """Fit a machine for each setting, which gives C and gamma; raises UserError for too many rows."""
+    features = rows.features
+    check_count(len(features))
     distances = squared_distances(features, features)
     scale = 1 / (features.shape[1] * max(_variance(rows), np.finfo(np.float32).tiny))
     heads: dict[tuple[float, float], Kernel] = {}
