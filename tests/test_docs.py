@@ -46,12 +46,12 @@ def test_entries_for_own_images_are_valid(page: str, tmp_path: Path) -> None:
     assert set(read_params(tmp_path / "params.yaml").runs) == {"majority", "probe", "svm"}
 
 
-def test_the_studies_are_valid_and_have_every_cut_and_kind_that_trains_a_network() -> None:
-    params, options = (read_params(ROOT / f"docs/{name}/params.yaml") for name in ("study", "options"))
+def test_the_full_study_is_valid_and_has_every_cut_and_kind_that_trains_a_network() -> None:
+    params = read_params(ROOT / "docs/study/params.yaml")
     cuts = {params.features[run.features].cut for run in params.runs.values()}
     assert {"image", "blocks.2", "blocks.3", "blocks.4", "blocks.5"} <= cuts
     trained = {kind for kind in kinds("transfers") if hasattr(kind_module("transfers", kind), "STREAMS")}
-    assert trained <= {run.transfer.kind for study in (params, options) for run in study.runs.values()}
+    assert trained <= {run.transfer.kind for run in params.runs.values()}
 
 
 @pytest.mark.pipeline

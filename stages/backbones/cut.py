@@ -111,7 +111,7 @@ def body(network: nn.Module, cut: str, image_size: int) -> Body:
                 end = traced.graph.call_function(_mean_of_map, (end,))
         else:  # a network without a classifier ends in what one would read
             end = traced.end if run.classifier is None else cast("fx.Node", traced.outputs[run.classifier].args[0])
-        at = next(n for n in traced.graph.nodes if n.op == "placeholder") if cut == IMAGE else traced.node(cut)
+        at = traced.node(cut)
         activation = images if cut == IMAGE else _part(network, traced.graph, _reach([at]), at)(images)
         part = _above(network, traced, end, at, activation)
         vectors = part(activation)
@@ -195,10 +195,9 @@ def inner(network: nn.Module, cut: str, layers: Sequence[str], image_size: int) 
         run = _run(network, images, names)
         traced = _trace(network, names, run)
         results, expected = _outputs(network, traced, run, layers, image_size, pooled=True)
-        start = next(n for n in traced.graph.nodes if n.op == "placeholder")
-        at = start if cut == IMAGE else traced.node(cut)
+        at, start = traced.node(cut), traced.node(IMAGE)
         for name, result in zip(layers, results, strict=True):
-            if at is not start and start in _reach([result], stop=at):
+            if start in _reach([result], stop=at):
                 raise UserError(f"layers: {name} does not lie above the cut {cut}: name others, or cut lower")
         end = traced.graph.call_function(_side_by_side, tuple(results))
         activation = images if cut == IMAGE else run.output(cut)
@@ -452,7 +451,10 @@ class _Traced:
     pooled: fx.Node | None = field(default=None)
 
     def node(self, name: str) -> fx.Node:
-        """The node of a module's output, or of what the last linear layer reads."""
+        """The node of a module's output, of what the last linear layer reads, or of the image."""
+        if name == IMAGE:
+            image: fx.Node = next(n for n in self.graph.nodes if n.op == "placeholder")
+            return image
         if name == POOLED:
             assert self.pooled is not None
             return self.pooled

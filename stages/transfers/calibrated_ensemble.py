@@ -10,17 +10,16 @@ together once C and gamma are chosen. Kumar et al., UAI 2022, arXiv:2207.08977, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from stages.threads import TORCH
 from stages.transfers import TrainingData
 from stages.transfers.shared.kernel import Costs, Gammas, Kernel, KernelParams, check_count, kernel_heads
-from stages.transfers.shared.network import NetworkModel, outputs
+from stages.transfers.shared.network import NetworkModel, loaded, outputs
 from stages.transfers.shared.shallow import ShallowModel, fit_shallow, softmax
 from stages.transfers.shared.training import TrainingParams, train
 from stages.transfers.shared.training import problem as problem
@@ -62,8 +61,9 @@ class Ensemble(NetworkModel):
     machine : what reads their averaged outputs (n, views, D)
     """
 
-    frozen: dict[str, NDArray[Any]] = field(default_factory=dict)
-    machine: ShallowModel | None = None
+    _: KW_ONLY
+    frozen: dict[str, NDArray[Any]]
+    machine: ShallowModel
 
     @classmethod
     def load(cls, facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Ensemble:
@@ -74,20 +74,13 @@ class Ensemble(NetworkModel):
     @cached_property
     def inner(self) -> nn.Module:
         """What gives the outputs that the machine reads, on the device that TRANSFER_DEVICE names."""
-        import torch
-
-        from stages.backbones.engines import device
         from stages.transfers.shared.above import built_inner
 
-        above = self.facts["above"]
-        with TORCH:
-            network = built_inner(above["network"], above["cut"], self.facts["layers"], above["image_size"])
-        network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in self.frozen.items()})
-        return network.eval().to(device())
+        above, layers = self.facts["above"], self.facts["layers"]
+        return loaded(lambda: built_inner(above["network"], above["cut"], layers, above["image_size"]), self.frozen)
 
     def predict_proba(self, activations: Singles) -> Floats:
         """Return the probabilities (n, classes) for activations (n, views, *shape): those of the mean of the logits."""
-        assert self.machine is not None
         tuned = super().predict_proba(activations)
         frozen = self.machine.predict_proba(_vectors(self.inner, activations, self.facts["averaged"]))
         least = np.finfo(np.float64).tiny
@@ -97,7 +90,6 @@ class Ensemble(NetworkModel):
         """Write the model into a folder."""
         from stages.store.models import write_arrays
 
-        assert self.machine is not None
         parts = {"frozen.": self.frozen, "machine.": self.machine.arrays}
         more = {prefix + name: array for prefix, part in parts.items() for name, array in part.items()}
         write_arrays(folder, self.facts, {**self.arrays, **more})
@@ -135,7 +127,7 @@ def fit(params: Params, data: TrainingData, seed: int) -> Ensemble:
         "trained_parameters": facts["trained_parameters"] + machine.trained_parameters,
         "training_operations": facts["training_operations"] + passes * each,
     }
-    return Ensemble(facts, tuned.arrays, tuned.history, tuned.earlier, frozen, machine)
+    return Ensemble(facts, tuned.arrays, tuned.history, tuned.earlier, frozen=frozen, machine=machine)
 
 
 def _vectors(inner: nn.Module, activations: Activations, views: int) -> Singles:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from stages.transfers import Activations
     from stages.transfers.shared.above import Above
     from stages.transfers.shared.shallow import Floats, Singles
+
+N = TypeVar("N", bound="torch.nn.Module")
 
 IMAGES_AT_ONCE = 32
 """Images that pass together when a model predicts; always so many, for equal shapes are computed equally."""
@@ -74,16 +76,10 @@ class NetworkModel:
     @cached_property
     def network(self) -> Above:
         """The network, in eval mode, on the device that TRANSFER_DEVICE names."""
-        import torch
-
-        from stages.backbones.engines import device
         from stages.transfers.shared.above import built_above
 
-        above = self.facts["above"]
-        with TORCH:
-            network = built_above(above["network"], above["cut"], above["image_size"], len(self.facts["classes"]))
-        network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in self.arrays.items()})
-        return network.eval().to(device())
+        above, classes = self.facts["above"], len(self.facts["classes"])
+        return loaded(lambda: built_above(above["network"], above["cut"], above["image_size"], classes), self.arrays)
 
     def predict_proba(self, activations: Singles) -> Floats:
         """Return the probabilities (n, classes) for activations (n, views, *shape): the mean over the views."""
@@ -95,6 +91,18 @@ class NetworkModel:
         from stages.store.models import write_arrays
 
         write_arrays(folder, self.facts, self.arrays)
+
+
+def loaded(build: Callable[[], N], arrays: dict[str, NDArray[Any]]) -> N:
+    """Build a network and load its state: in eval mode, on the device that TRANSFER_DEVICE names."""
+    import torch
+
+    from stages.backbones.engines import device
+
+    with TORCH:
+        network = build()
+    network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+    return network.eval().to(device())
 
 
 def predict(
