@@ -381,6 +381,13 @@ def counting() -> Iterator[Callable[[], int]]:
         yield lambda: int(counter.get_total_flops() // 2)
 
 
+def count_operations(part: nn.Module, one: Tensor) -> int:
+    """Return how many multiplications with addition a part of a network takes for a batch of one."""
+    with torch.no_grad(), counting() as counted:
+        part(one)
+        return counted()
+
+
 def _remove(hooks: Collection[Any]) -> None:
     for hook in hooks:
         hook.remove()

@@ -171,16 +171,15 @@ def _versions(*packages: str) -> str:
     return ", ".join(f"{package} {version(package)}" for package in packages)
 
 
-def count_operations(part: FromPixels | Apart, size: int, channels: int) -> int:
+def _operations(part: FromPixels | Apart, size: int, channels: int) -> int:
     """Count the multiplications with addition that an image takes in a part of a network."""
     import torch
 
-    from stages.backbones.cut import counting
+    from stages.backbones.cut import count_operations
 
-    image = torch.zeros(1, channels, size, size, dtype=torch.uint8, device=next(part.buffers()).device)
-    with torch.no_grad(), counting() as counted:
-        part(image)
-    return counted()
+    return count_operations(
+        part, torch.zeros(1, channels, size, size, dtype=torch.uint8, device=next(part.buffers()).device)
+    )
 
 
 class _Torch(_Frozen):
@@ -217,7 +216,7 @@ class _Torch(_Frozen):
 
     def operations(self, size: int, channels: int) -> int:
         with self.lock:
-            return count_operations(self._part(size, channels)[0], size, channels)
+            return _operations(self._part(size, channels)[0], size, channels)
 
     def _part(self, size: int, channels: int) -> tuple[FromPixels | Apart, int]:
         """The part on its device, and how many images it takes at once."""
@@ -283,7 +282,7 @@ class _OnnxRuntime(_Frozen):
             export = self._read(size, channels)
             if export is not None:
                 return export.operations
-            return count_operations(self.folded(self.whole(size), size, channels), size, channels)
+            return _operations(self.folded(self.whole(size), size, channels), size, channels)
 
     def _export(self, images: Images) -> _Export:
         """The export for images of this size and channels: open already, in the cache, or made and checked now."""
@@ -326,7 +325,7 @@ class _OnnxRuntime(_Frozen):
         channels, size = images.shape[1:3]
         whole = self.whole(size)
         part = self.folded(whole, size, channels)
-        operations = count_operations(part, size, channels)
+        operations = _operations(part, size, channels)
         batch = _images_at_once(operations, sum(p.numel() for p in part.parameters()))
         path = self._path(size, channels)
         with new_file(path) as temporary:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from stages.transfers import Activations, Part
+    from stages.transfers import Activations
     from stages.transfers.shared.shallow import Floats, Singles
 
 FAMILY = "parameter"
@@ -103,12 +103,15 @@ def fit(params: Params, data: TrainingData, seed: int) -> Ensemble:
 
     Raises UserError for a layer that does not lie above the cut.
     """
+    import torch
+
+    from stages.backbones.cut import count_operations
     from stages.backbones.engines import device
 
     check_count(len(data.training.labels) + len(data.validation.labels))
     assert data.inner is not None
     inner = data.inner(params.layers).to(device())
-    views = data.training.activations.shape[1] if params.average_views else 1
+    views = params.averaged(data.training)
     training, validation = (
         replace(part, activations=_vectors(inner, part.activations, views)) for part in (data.training, data.validation)
     )
@@ -118,7 +121,7 @@ def fit(params: Params, data: TrainingData, seed: int) -> Ensemble:
     tuned = train(params, data, seed).model()
     facts, passes = tuned.facts, views * (len(training.labels) + len(validation.labels))
     frozen = {name: tensor.cpu().numpy().copy() for name, tensor in inner.state_dict().items()}
-    each = _operations(inner, data.training)
+    each = count_operations(inner.cpu(), torch.zeros(1, *data.training.activations.shape[2:]))
     facts |= {
         "chosen": {**facts["chosen"], **machine.chosen},
         "layers": params.layers,
@@ -133,18 +136,6 @@ def fit(params: Params, data: TrainingData, seed: int) -> Ensemble:
 def _vectors(inner: nn.Module, activations: Activations, views: int) -> Singles:
     """Return what a frozen part gives (n, views, D) for the first views of activations (n, views, *shape)."""
     return np.stack([outputs(inner, activations, view) for view in range(views)], axis=1)
-
-
-def _operations(inner: nn.Module, part: Part) -> int:
-    """Count the multiply-adds of an image's pass."""
-    import torch
-
-    from stages.backbones.cut import counting
-
-    one = torch.zeros(1, *part.activations.shape[2:])
-    with torch.no_grad(), counting() as counted:
-        inner.cpu()(one)
-        return counted()
 
 
 def _taken_out(arrays: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:

@@ -118,6 +118,10 @@ class TrainingParams(Transfer):
         """Return how many passes over so many images an epoch is."""
         return max(1, math.ceil(self.min_steps / (self.epochs * math.ceil(images / self.batch_size))))
 
+    def averaged(self, part: Part) -> int:
+        """Return over how many views of an image predictions are averaged."""
+        return part.activations.shape[1] if self.average_views else 1
+
     @model_validator(mode="after")
     def _check(self) -> TrainingParams:
         if self.mixup and self.cutmix:
@@ -205,7 +209,7 @@ class Trained:
 
     def model(self, arrays: Arrays | None = None, temperature: float | None = None, **chosen: Any) -> NetworkModel:
         """Return a state as a model, with its temperature and what was chosen beside the epoch; else the final one."""
-        ours, views = self.params, self.data.training.activations.shape[1]
+        ours = self.params
         facts = {
             "kind": ours.kind,
             "classes": self.data.classes,
@@ -214,7 +218,7 @@ class Trained:
             "temperature": self.history[self.epoch - 1]["temperature"] if temperature is None else temperature,
             "trained_parameters": sum(p.numel() for p in self.network.parameters() if p.requires_grad),
             "operations": self._counted[0],
-            "averaged": views if ours.average_views else 1,
+            "averaged": ours.averaged(self.data.training),
             "training_operations": self.operations,
             "above": {**self.data.facts, "classifier": self.network.classifier},
         }
