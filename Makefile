@@ -46,7 +46,7 @@ publish: $(STAMP)  ## put into MLflow what a dead server kept out
 	@python -m stages.publish --strict
 
 test: $(STAMP)  ## run every test
-	@python -m pytest
+	@python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(STAMP)  ## format, lint and types
 	@ruff format --check --quiet . || { echo "not formatted: run \`ruff format .\`" >&2; exit 1; }

@@ -16,6 +16,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_configure() -> None:
+    """Give each process of a parallel run a core of its own: torch in two processes on the same cores crawls."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
 def cell_files(count: int | None = None) -> list[Path]:
     """Return files of real solar cells, in the order of their table."""
     spec = importlib.util.find_spec("elpv_dataset")

@@ -44,13 +44,13 @@ load = NetworkModel.load
 def fit(params: Params, data: TrainingData, seed: int) -> NetworkModel:
     """Train the network above the cut on stored activations; see `train` for what is raised."""
 
-    def begin(network: Above) -> Callable[[torch.Tensor], torch.Tensor]:
+    def begin(network: Above) -> Callable[[], torch.Tensor]:
         import torch
 
         weights = {n: p for n, p in network.named_parameters() if p.requires_grad}
         start = {n: p.detach().clone() for n, p in weights.items() if not n.startswith("head.")}
 
-        def penalty(_: torch.Tensor) -> torch.Tensor:
+        def penalty() -> torch.Tensor:
             # alpha/2 |w - w0|^2 over what was transferred, beta/2 |w|^2 over the head, which started from nothing.
             transferred = [(weights[n] - w0).square().sum() for n, w0 in start.items()]
             head = [p.square().sum() for n, p in weights.items() if n not in start]

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Indices = NDArray[np.int64]
     Arrays = dict[str, NDArray[Any]]
-    Penalty = Callable[[torch.Tensor], torch.Tensor]
+    Penalty = Callable[[], torch.Tensor]
     Begin = Callable[[Above], Penalty | None]
 
 MOMENTUM = 0.9
@@ -251,8 +251,7 @@ class Trained:
 def train(params: TrainingParams, data: TrainingData, seed: int, begin: Begin | None = None, order: int = 0) -> Trained:
     """Train what lies above the cut.
 
-    begin : is given the network at its start, and returns what is added to the loss of each step, if anything, by what
-        the head reads (B, D)
+    begin : is given the network at its start, and returns what is added to the loss of each step, if anything
     order : of the same start, another order of images and views for each number
     Losses are in nats per image. Raises UserError when a loss is no longer finite, naming the epoch and the learning
     rate, and for a name under `train` or `class_weight` that there is not.
@@ -496,11 +495,10 @@ def _epoch(
         for group in optimizer.param_groups:
             group["lr"] = step_size * group["scale"]
         with torch.autocast(where.type, torch.bfloat16, enabled=params.precision == "bfloat16"):
-            features = network.body(inputs)
-            logits = network.head(network.dropout(features))
+            logits = network(inputs)
         loss = -(weights * (targets * log_softmax(logits.float(), 1)).sum(1)).mean()
         optimizer.zero_grad(set_to_none=True)
-        (loss if penalty is None else loss + penalty(features.float())).backward()  # type: ignore[no-untyped-call]
+        (loss if penalty is None else loss + penalty()).backward()  # type: ignore[no-untyped-call]
         if params.clip:
             torch.nn.utils.clip_grad_norm_(trained, params.clip)
         optimizer.step()
