@@ -26,7 +26,7 @@ from stages.samples.parts import check_groups, leaks, read_parts
 from stages.samples.pictures import contact_sheet, file_names, fitted, write_picture
 from stages.samples.splitting import join, make_strata, split, split_as_brought
 from stages.samples.table import OWN_COLUMNS, samples_table, write_samples
-from stages.sources._raw import Images, read_images
+from stages.sources._raw import Images, free_name, read_images
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,23 +55,24 @@ def prepare(name: str, entry: Dataset) -> None:
         labels = labels.take(rows)
         groups = group_names(source, entry.group)
         parts = divide(source, checked, labels, groups, None if brought is None else brought[rows], entry, where)
-        table = samples_table(source, checked, labels, groups, parts)
+        table = samples_table(beside_ours(source), checked, labels, groups, parts)
+        rejected = rejected_table(images, reasons)
         write_samples(
             folder,
             name,
             entry,
             labels.classes,
             table,
-            rejected_table(images, reasons),
+            rejected,
             origin={key: images.facts[key] for key in ("source", "origin", "licence")},
             duplicates=len(rows) - len({image.pixel_hash for image in checked}),
             pictures=write_sheets(folder / "pictures", images, rows, labels),
         )
-    tell(name, table, labels, reasons, images)
+    tell(name, table, labels, rejected)
 
 
 def check_columns(images: Images, entry: Dataset, where: str) -> None:
-    """Raise UserError for a column that the images do not have, or that has a name which samples.parquet needs."""
+    """Raise UserError for a column that the images do not have."""
     named = {"label.column": entry.label.column, "group": entry.group, "split.column": entry.split.column}
     named["label.soft"] = entry.label.soft
     named |= {f"split.stratify.{number}": column for number, column in enumerate(entry.split.stratify)}
@@ -79,11 +80,6 @@ def check_columns(images: Images, entry: Dataset, where: str) -> None:
         f"params.yaml: {where}.{key}: {entry.images} brings no column {column}; {suggest(column, images.columns)}"
         for key, column in named.items()
         if column is not None and column not in images.columns
-    ]
-    wrong += [
-        f"data/raw/{entry.images}: the column {column} has a name that prepare gives itself; rename it in the source"
-        for column in images.columns
-        if column in OWN_COLUMNS or column.startswith("split_")
     ]
     if wrong:
         raise UserError("\n".join(wrong))
@@ -141,12 +137,20 @@ def numbered(column: pa.ChunkedArray) -> Ints:
     return np.array([numbers.setdefault(value, len(numbers)) for value in column.to_pylist()], np.int64)
 
 
+def beside_ours(source: pa.Table) -> pa.Table:
+    """Rename those of the source's columns whose names samples.parquet needs: `label` becomes `source_label`."""
+    ours, theirs = source.column_names[:2], source.column_names[2:]
+    taken = {*OWN_COLUMNS, *(name for name in theirs if name.startswith("split_"))}
+    return source.rename_columns([*ours, *(free_name(name, taken) for name in theirs)])
+
+
 def rejected_table(images: Images, reasons: Sequence[str | None]) -> pa.Table:
-    """Return the rows of rejected.parquet: sample, image_hash, reason."""
+    """Return the rows of rejected.parquet: sample, image_hash (none of what the source could not bring), reason."""
     import pyarrow as pa
 
     table = images.table.select(["sample", "image_hash"]).append_column("reason", pa.array(reasons, pa.string()))
-    return table.filter(table["reason"].is_valid())
+    absent = [{"sample": sample, "image_hash": None, "reason": reason} for sample, reason in images.rejected]
+    return pa.concat_tables([table.filter(table["reason"].is_valid()), pa.Table.from_pylist(absent, table.schema)])
 
 
 def write_sheets(folder: Path, images: Images, rows: Ints, labels: Labels) -> dict[str, str]:
@@ -162,17 +166,16 @@ def write_sheets(folder: Path, images: Images, rows: Ints, labels: Labels) -> di
     return {name: f"{folder.name}/{file}" for name, file in files.items()}
 
 
-def tell(name: str, table: pa.Table, labels: Labels, reasons: Sequence[str | None], images: Images) -> None:
+def tell(name: str, table: pa.Table, labels: Labels, rejected: pa.Table) -> None:
     """Say in a line what was prepared, and in a line of warning each what a person should look at."""
     counts = np.bincount(labels.index, minlength=len(labels.classes))
     classes = ", ".join(f"{count:,} {name}" for name, count in zip(labels.classes, counts, strict=True))
     print(f"{name}: {table.num_rows:,} samples: {classes if len(counts) <= 10 else f'{len(counts)} classes'}")
-    left_out = [(row, reason) for row, reason in enumerate(reasons) if reason is not None]
-    if left_out:
-        row, reason = left_out[0]
+    if rejected.num_rows:
+        first = rejected.slice(0, 1).to_pylist()[0]
         warn(
-            f"{len(left_out):,} of {len(images):,} images are left out, see {PREPARED / name}/rejected.parquet; "
-            f"the first: {images.table['sample'][row]}: {reason}"
+            f"{rejected.num_rows:,} of {table.num_rows + rejected.num_rows:,} images are left out, see "
+            f"{PREPARED / name}/rejected.parquet; the first: {first['sample']}: {first['reason']}"
         )
     for first, second in contradictions(table):
         warn(f"{first} and {second} have the same pixels, but different labels")

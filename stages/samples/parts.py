@@ -8,6 +8,7 @@ import numpy as np
 
 from stages.cli import UserError
 from stages.samples.splitting import PARTS
+from stages.sources._raw import SPLIT_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 def read_parts(column: pa.ChunkedArray, name: str, where: str) -> Ints:
     """Return the part of each image (0 train, 1 validation, 2 test; -1 where the column is empty).
 
+    The words are those that folders of a split may be called, val and testing among them, in any case.
+
     Raises UserError for a word that names no part, and when there is no training or no test part.
     """
-    values = column.to_pylist()
+    values = [SPLIT_WORDS.get(str(value).lower(), value) if value else None for value in column.to_pylist()]
     place = f"params.yaml: {where}.split.column: the column {name}"
     for value in values:
-        if value not in (None, "", *PARTS):
+        if value not in (None, *PARTS):
             raise UserError(f"{place} holds {value!r}; it may hold train, validation and test")
     for needed in ("train", "test"):
         if needed not in values:

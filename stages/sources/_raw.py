@@ -1,7 +1,8 @@
 """Fetched images on disk: data/raw/<download>/, its writer and its reader.
 
     images.parquet     a row per image, sorted by `sample`: its name, its sha256, where its bytes are (file, offset,
-                       length), and the columns that the source brings
+                       length), and the columns that the source brings (`source_file` for what it calls file)
+    rejected.parquet   what the source lists and cannot bring, each with the reason; not there when there is none
     images-00000.tar   the images themselves, packed into few large shards that any tar reads; none with `link: true`,
                        where the files stay in the source's folder
     download.json      what was fetched, from where, under which licence
@@ -14,7 +15,7 @@ from __future__ import annotations
 import os
 import tarfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +29,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SHARD_BYTES = 256 * 2**20
+REJECTED = "rejected.parquet"
 OWN_COLUMNS = ("sample", "image_hash", "file", "offset", "length")
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""What names a part of a split that a source brings, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +54,15 @@ class Found:
 
 @dataclass(frozen=True)
 class Images:
-    """Fetched images: `table` has a row per image, sorted by sample, and `read` gives their bytes."""
+    """Fetched images: `table` has a row per image, sorted by sample, and `read` gives their bytes.
+
+    rejected : what the source lists and could not bring, by name, and why
+    """
 
     name: str
     facts: dict[str, Any]
     table: pa.Table
+    rejected: list[tuple[str, str]]
     _places: _Places
 
     def __len__(self) -> int:
@@ -132,7 +148,9 @@ def read_images(name: str) -> Images:
     table = read_table(folder / "images.parquet")
     linked = bool(facts["linked"])
     root = Path(facts["root"]) if linked else folder
-    return Images(name, facts, table, _Places(name, root, linked, table))
+    rejected = read_table(folder / REJECTED).to_pylist() if (folder / REJECTED).is_file() else []
+    pairs = [(row["sample"], row["reason"]) for row in rejected]
+    return Images(name, facts, table, pairs, _Places(name, root, linked, table))
 
 
 def write_images(
@@ -143,12 +161,14 @@ def write_images(
     origin: str,
     licence: str,
     root: str | None = None,
+    rejected: Sequence[tuple[str, str]] = (),
     **more: Any,
 ) -> None:
     """Write images into a download's folder.
 
     root : None packs the images into shards; else the folder that holds them, as params.yaml writes it: they stay
         there, and only their size and hash are recorded.
+    rejected : what is listed and cannot be brought, by name, and why
     more : further facts for download.json.
     Raises UserError when there are no images, when two have one name, and when a file cannot be read.
     """
@@ -156,6 +176,8 @@ def write_images(
     _check(ordered, origin)
     rows = list(_pack(folder, ordered) if root is None else _link(Path(root), ordered))
     write_table(folder / "images.parquet", _table(ordered, rows))
+    if rejected:
+        write_table(folder / REJECTED, _rejected_table(rejected))
     facts = {"source": source, "origin": origin, "licence": licence, "images": len(rows)}
     write_json(folder / "download.json", {**facts, "linked": root is not None, "root": root, **more})
 
@@ -233,5 +255,19 @@ def _table(ordered: Sequence[Found], rows: Sequence[Row]) -> pa.Table:
         "length": pa.array(lengths, pa.int64()),
     }
     for name in ordered[0].columns:
-        columns[name] = pa.array([image.columns[name] for image in ordered])
+        columns[free_name(name, columns)] = pa.array([image.columns[name] for image in ordered])
     return pa.table(columns)
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Return the name of a source's column beside those that are taken: its own, or source_ before it."""
+    while name in taken:
+        name = f"source_{name}"
+    return name
+
+
+def _rejected_table(rejected: Sequence[tuple[str, str]]) -> pa.Table:
+    import pyarrow as pa
+
+    samples, reasons = zip(*sorted(rejected), strict=True)
+    return pa.table({"sample": pa.array(samples, pa.string()), "reason": pa.array(reasons, pa.string())})

@@ -25,21 +25,11 @@ from pydantic import Field
 
 from stages.cli import UserError, warn
 from stages.params import Download
-from stages.sources._raw import Found, write_images
+from stages.sources._raw import SPLIT_WORDS, Found, write_images
 
 _SUFFIXES = "avif bmp gif heic heif jfif jp2 jpe jpeg jpg pbm pcx pgm png pnm ppm tga tif tiff webp"
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 """File names that end so are taken for images; whether one can be decoded is found out when it is."""
-
-SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
 
 
 class Params(Download):
@@ -126,7 +116,7 @@ def _found(root: Path, paths: list[Path]) -> Iterator[Found]:
             raise UserError(f"{path} lies in no class: move it into a sub-folder of {path.parent}, or remove it")
         columns: dict[str, Any] = {"class": unicodedata.normalize("NFC", folders[class_at])}
         if split_at is not None:
-            columns["split"] = SPLIT_FOLDERS[folders[split_at].lower()]
+            columns["split"] = SPLIT_WORDS[folders[split_at].lower()]
         between = folders[_used(split_at) :]
         for level in range(deeper):
             columns[f"folder_{level + 1}" if level else "folder"] = between[level] if level < len(between) else None
@@ -141,11 +131,11 @@ def _used(split_at: int | None) -> int:
 def _split_level(names: Sequence[PurePath]) -> int | None:
     """Return which folder on an image's way names its part: the first (0), the second (1), or none."""
     for level in (0, 1):
-        if all(len(name.parts) > level + 1 and name.parts[level].lower() in SPLIT_FOLDERS for name in names):
+        if all(len(name.parts) > level + 1 and name.parts[level].lower() in SPLIT_WORDS for name in names):
             return level
     first = {name.parts[0] for name in names if len(name.parts) > 2}
-    parts = {folder for folder in first if folder.lower() in SPLIT_FOLDERS}
-    if len({SPLIT_FOLDERS[folder.lower()] for folder in parts}) > 1:
+    parts = {folder for folder in first if folder.lower() in SPLIT_WORDS}
+    if len({SPLIT_WORDS[folder.lower()] for folder in parts}) > 1:
         stray = ", ".join(sorted(first - parts) or sorted({name.parts[0] for name in names} - parts))
         raise UserError(
             f"{' and '.join(sorted(parts))} are parts of a split, and {stray} beside them is none: move it out, or "

@@ -13,6 +13,7 @@ from stages.samples.parts import check_groups, leaks, read_parts
 def test_parts_are_read_by_their_names() -> None:
     column = pa.chunked_array([["test", "train", None, "validation"]])
     assert read_parts(column, "split", "datasets.d").tolist() == [2, 0, -1, 1]
+    assert read_parts(pa.chunked_array([["Testing", "TRAIN", "", "val"]]), "s", "datasets.d").tolist() == [2, 0, -1, 1]
 
 
 def test_a_word_that_names_no_part_is_an_error_that_shows_it() -> None:

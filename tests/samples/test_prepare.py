@@ -19,6 +19,7 @@ from stages.params import Dataset
 from stages.prepare import prepare
 from stages.samples.table import Samples, read_samples
 from stages.sources import folder as source
+from stages.sources import table
 from stages.sources._raw import Found, write_images
 
 PLAIN = {"test": 0.25, "validation": 0.25, "repeats": 4}
@@ -247,10 +248,37 @@ def test_unknown_columns_are_told_all_at_once_with_the_nearest(cells: list[Path]
     assert not Path("data/prepared").exists()
 
 
-def test_a_column_with_a_name_of_our_own_is_an_error(cells: list[Path]) -> None:
-    table_source(cells, label=["a", "b"] * 8)
-    with pytest.raises(UserError, match="data/raw/photos: the column label has a name that prepare gives itself"):
-        run(label={"column": "label"})
+def test_columns_with_names_of_our_own_are_used_and_kept_beside_ours(cells: list[Path]) -> None:
+    words = {"label": ["a", "b"] * 8, "group": [f"g{n // 2}" for n in range(16)], "split_a": list(range(16))}
+    table_source(cells, **words)
+    samples = run(label={"column": "label"}, group="group")
+    assert samples.classes == ["a", "b"]
+    assert samples.groups == samples.table["source_group"].to_pylist() == sorted(words["group"])
+    assert samples.table["source_label"].to_pylist() == words["label"]
+    assert samples.table["source_split_a"].to_pylist() == words["split_a"]
+    assert samples.repeats == 4
+
+
+def test_what_the_source_could_not_bring_is_rejected_too(cells: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    names = [path.name for path in cells[:16]]
+    Path("photos").mkdir()
+    for path in cells[:16]:
+        shutil.copyfile(path, Path("photos") / path.name)
+    (Path("photos") / names[0]).write_bytes(b"no image")
+    lines = [f"{name},{'ab'[at % 2]}" for at, name in enumerate([*names, "lost.png"])]
+    Path("scans.csv").write_text("\n".join(["file,class", *lines]))
+    fetch("photos", table.Params(source="table", path="scans.csv", root="photos"))
+    samples = run()
+    assert len(samples) == 15
+    rejected = pq.read_table("data/prepared/cells/rejected.parquet").to_pylist()
+    assert [(row["sample"], row["reason"]) for row in rejected] == [
+        (names[0], "not an image that can be read"),
+        ("lost.png", "it is not there, in photos"),
+    ]
+    assert rejected[0]["image_hash"] is not None
+    assert rejected[1]["image_hash"] is None
+    assert samples.facts["rejected"] == 2
+    assert "2 of 17 images are left out" in capsys.readouterr().err
 
 
 def test_images_none_of_which_can_be_used_are_an_error_that_says_why(cells: list[Path]) -> None:
