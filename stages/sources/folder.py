@@ -15,21 +15,17 @@ Hidden files and folders are passed over.
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
-from typing import Any, Literal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 from stages.cli import UserError, warn
 from stages.params import Download
-from stages.sources._raw import SPLIT_WORDS, Found, write_images
-
-_SUFFIXES = "avif bmp gif heic heif jfif jp2 jpe jpeg jpg pbm pcx pgm png pnm ppm tga tif tiff webp"
-IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
-"""File names that end so are taken for images; whether one can be decoded is found out when it is."""
+from stages.sources._raw import Found, write_images
+from stages.sources.shared.folders import IMAGE_SUFFIXES, read_folders
 
 
 class Params(Download):
@@ -52,9 +48,11 @@ def fetch(params: Params, folder: Path) -> None:
     if passed_over:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.most_common(5))
         warn(f"{root}: {passed_over.total():,} files are passed over, their names are not those of images: {kinds}")
+    names = [path.relative_to(root) for path in paths]
+    found = zip(names, paths, read_folders(names, root), strict=True)
     write_images(
         folder,
-        list(_found(root, paths)),
+        [Found(name.as_posix(), path, columns) for name, path, columns in found],
         source=params.source,
         origin=params.path,
         licence=params.licence,
@@ -102,46 +100,6 @@ def _files(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
             yield path
         elif entry.is_symlink():
             raise UserError(f"{path} is a link to {path.readlink()}, which is not there")
-
-
-def _found(root: Path, paths: list[Path]) -> Iterator[Found]:
-    """Read class, split and folder from where each image lies."""
-    names = [path.relative_to(root) for path in paths]
-    split_at = _split_level(names)
-    class_at = 1 if split_at == 0 else 0
-    deeper = max(len(name.parts) for name in names) - _used(split_at) - 1
-    for path, name in zip(paths, names, strict=True):
-        folders = name.parts[:-1]
-        if len(folders) < _used(split_at):
-            raise UserError(f"{path} lies in no class: move it into a sub-folder of {path.parent}, or remove it")
-        columns: dict[str, Any] = {"class": unicodedata.normalize("NFC", folders[class_at])}
-        if split_at is not None:
-            columns["split"] = SPLIT_WORDS[folders[split_at].lower()]
-        between = folders[_used(split_at) :]
-        for level in range(deeper):
-            columns[f"folder_{level + 1}" if level else "folder"] = between[level] if level < len(between) else None
-        yield Found(name.as_posix(), path, columns)
-
-
-def _used(split_at: int | None) -> int:
-    """Return how many folders on an image's way stand for class and split."""
-    return 1 if split_at is None else 2
-
-
-def _split_level(names: Sequence[PurePath]) -> int | None:
-    """Return which folder on an image's way names its part: the first (0), the second (1), or none."""
-    for level in (0, 1):
-        if all(len(name.parts) > level + 1 and name.parts[level].lower() in SPLIT_WORDS for name in names):
-            return level
-    first = {name.parts[0] for name in names if len(name.parts) > 2}
-    parts = {folder for folder in first if folder.lower() in SPLIT_WORDS}
-    if len({SPLIT_WORDS[folder.lower()] for folder in parts}) > 1:
-        stray = ", ".join(sorted(first - parts) or sorted({name.parts[0] for name in names} - parts))
-        raise UserError(
-            f"{' and '.join(sorted(parts))} are parts of a split, and {stray} beside them is none: move it out, or "
-            "move its images into one of the parts"
-        )
-    return None
 
 
 def _place(root: Path) -> str:

@@ -1,0 +1,60 @@
+"""What the folders of an image say about it: its class, its part of a split, what to group by."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+from stages.cli import UserError
+from stages.sources._raw import SPLIT_WORDS
+
+_SUFFIXES = "avif bmp gif heic heif jfif jp2 jpe jpeg jpg pbm pcx pgm png pnm ppm tga tif tiff webp"
+IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
+"""File names that end so are taken for images; whether one can be decoded is found out when it is."""
+
+
+def read_folders(names: Sequence[PurePath], place: PurePath) -> list[dict[str, Any]]:
+    """Return the columns of each image, from the folders that it lies in: class, split, folder.
+
+    place : where the names lead on from, for messages. Raises UserError for an image that lies in no class.
+    """
+    split_at = _split_level(names)
+    class_at = 1 if split_at == 0 else 0
+    deeper = max(len(name.parts) for name in names) - _used(split_at) - 1
+    rows = []
+    for name in names:
+        folders = name.parts[:-1]
+        if len(folders) < _used(split_at):
+            path = place / name
+            raise UserError(f"{path} lies in no class: move it into a sub-folder of {path.parent}, or remove it")
+        columns: dict[str, Any] = {"class": unicodedata.normalize("NFC", folders[class_at])}
+        if split_at is not None:
+            columns["split"] = SPLIT_WORDS[folders[split_at].lower()]
+        between = folders[_used(split_at) :]
+        for level in range(deeper):
+            columns[f"folder_{level + 1}" if level else "folder"] = between[level] if level < len(between) else None
+        rows.append(columns)
+    return rows
+
+
+def _used(split_at: int | None) -> int:
+    """Return how many folders on an image's way stand for class and split."""
+    return 1 if split_at is None else 2
+
+
+def _split_level(names: Sequence[PurePath]) -> int | None:
+    """Return which folder on an image's way names its part: the first (0), the second (1), or none."""
+    for level in (0, 1):
+        if all(len(name.parts) > level + 1 and name.parts[level].lower() in SPLIT_WORDS for name in names):
+            return level
+    first = {name.parts[0] for name in names if len(name.parts) > 2}
+    parts = {folder for folder in first if folder.lower() in SPLIT_WORDS}
+    if len({SPLIT_WORDS[folder.lower()] for folder in parts}) > 1:
+        stray = ", ".join(sorted(first - parts) or sorted({name.parts[0] for name in names} - parts))
+        raise UserError(
+            f"{' and '.join(sorted(parts))} are parts of a split, and {stray} beside them is none: move it out, or "
+            "move its images into one of the parts"
+        )
+    return None
