@@ -36,10 +36,10 @@ def hash_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def hash_file(path: Path) -> str:
-    """Return the sha256 of a file's bytes, in hexadecimal, reading it piece by piece."""
+def hash_file(path: Path, algorithm: str = "sha256") -> str:
+    """Return the sha256 of a file's bytes, or another hash, in hexadecimal, reading it piece by piece."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def hash_json(value: Any) -> str:

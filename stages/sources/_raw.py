@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import tarfile
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -45,10 +45,13 @@ SPLIT_WORDS = {
 
 @dataclass(frozen=True)
 class Found:
-    """An image that a source has found: its name, where its bytes are, and a value for each column of the source."""
+    """An image that a source has found: its name, where its bytes are, and a value for each column of the source.
+
+    path : its file; or what gives its bytes, called from any thread, where it lies in no file of its own
+    """
 
     sample: str
-    path: Path
+    path: Path | Callable[[], bytes]
     columns: Mapping[str, Any]
 
 
@@ -199,6 +202,7 @@ Row = tuple[str, str, int, int]
 
 def _link(root: Path, ordered: Sequence[Found]) -> Iterator[Row]:
     def row(image: Found) -> Row:
+        assert isinstance(image.path, Path)
         content = _content(image.path)
         return hash_bytes(content), image.path.relative_to(root).as_posix(), 0, len(content)
 
@@ -209,7 +213,7 @@ def _pack(folder: Path, ordered: Sequence[Found]) -> Iterator[Row]:
     """Write the images into tar shards, each closed when it has reached SHARD_BYTES."""
 
     def read(image: Found) -> tuple[str, bytes]:
-        content = _content(image.path)
+        content = _content(image.path) if isinstance(image.path, Path) else image.path()
         return hash_bytes(content), content
 
     contents = progress(in_threads(read, ordered), total=len(ordered), unit="image")

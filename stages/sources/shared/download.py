@@ -35,12 +35,13 @@ def downloaded(url: str | None, sha256: str | None, path: Path) -> Iterator[Path
     assert sha256 is not None
     target = cache_root() / "downloads" / sha256
     if not target.is_file():
-        _download(url, sha256, target)
+        download(url, target, "sha256", sha256)
     yield target
     target.unlink(missing_ok=True)
 
 
-def _download(url: str, sha256: str, target: Path) -> None:
+def download(url: str, target: Path, algorithm: str, expected: str) -> None:
+    """Download a file whose hash is known; one that is broken off goes on. Raises UserError."""
     import requests
 
     part = target.with_name(f"{target.name}.part")
@@ -48,18 +49,17 @@ def _download(url: str, sha256: str, target: Path) -> None:
     began_elsewhere = part.is_file()
     try:
         _get(url, part)
-        if began_elsewhere and hash_file(part) != sha256:  # it may have been the beginning of another version
+        if (
+            began_elsewhere and hash_file(part, algorithm) != expected
+        ):  # it may have been the beginning of another version
             part.unlink()
             _get(url, part)
     except requests.RequestException as error:
         raise UserError(f"{url} cannot be downloaded: {_reason(error)}; what has come is kept, run it again") from None
-    found = hash_file(part)
-    if found != sha256:
+    found = hash_file(part, algorithm)
+    if found != expected:
         part.unlink()
-        raise UserError(
-            f"{url} has the sha256 {found}, and params.yaml asks for {sha256}: if it was meant to change, write that "
-            "there"
-        )
+        raise UserError(f"{url} has the {algorithm} {found}, and not {expected}: it is another file than was meant")
     part.replace(target)
 
 
