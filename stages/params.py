@@ -15,6 +15,7 @@ import sys
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar
@@ -53,13 +54,29 @@ class Label(Entry):
     """Where an image's class comes from."""
 
     column: str = Field("class", description="column of the source that holds the class, or a number")
-    threshold: float | None = Field(
-        None, description="makes two classes of a number: below the threshold, and at least the threshold"
-    )
-    soft: str | None = Field(
+    threshold: float | Annotated[list[float], Field(min_length=1)] | None = Field(
         None,
-        description="column with the probability of the second of two classes, for transfers that train on soft labels",
+        description="makes two classes of a number: below the threshold, and at least the threshold; several "
+        "thresholds make one more than there are",
     )
+    soft: str | dict[str, str] | None = Field(
+        None,
+        description="column with the probability of the second of two classes, for transfers that train on soft "
+        "labels; or for each class its column",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Label:
+        if any(low >= high for low, high in pairwise(self.thresholds)):
+            raise ValueError(f"threshold: {', '.join(f'{t:g}' for t in self.thresholds)} do not rise")
+        return self
+
+    @property
+    def thresholds(self) -> list[float]:
+        """All thresholds, rising; none where the column holds the classes."""
+        return (
+            [] if self.threshold is None else self.threshold if isinstance(self.threshold, list) else [self.threshold]
+        )
 
 
 class Split(Entry):
@@ -108,6 +125,13 @@ class Dataset(Entry):
         None, description="column whose values (a module, a patient, a day) are never on two sides of a split"
     )
     split: Split = Field(Split(), description="training, validation and test")
+    max_unreadable: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        exclude=True,  # it stops a stage, and changes no sample
+        description="largest share of the images that may be missing or broken; they are left out",
+    )
 
 
 class Features(Entry):

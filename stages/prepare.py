@@ -42,11 +42,11 @@ def prepare(name: str, entry: Dataset) -> None:
     where = f"datasets.{name}"
     images = read_images(entry.images)
     check_columns(images, entry, where)
-    soft = images.table[entry.label.soft] if entry.label.soft else None
-    labels = make_labels(images.table[entry.label.column], entry.label, where, soft)
+    labels = make_labels(images.table, entry.label, where)
     brought = read_parts(images.table[entry.split.column], entry.split.column, where) if entry.split.column else None
     with new_folder(PREPARED / name) as folder:
         checked = check_images(images, folder / "thumbnails.parquet")
+        check_readable(images, checked, entry.max_unreadable, where)
         reasons = why_left_out(images, checked, labels, brought, entry)
         rows = np.array([row for row, reason in enumerate(reasons) if reason is None], np.int64)
         if not len(rows):
@@ -74,7 +74,9 @@ def prepare(name: str, entry: Dataset) -> None:
 def check_columns(images: Images, entry: Dataset, where: str) -> None:
     """Raise UserError for a column that the images do not have."""
     named = {"label.column": entry.label.column, "group": entry.group, "split.column": entry.split.column}
-    named["label.soft"] = entry.label.soft
+    soft = entry.label.soft
+    named |= {f"label.soft.{name}": column for name, column in soft.items()} if isinstance(soft, dict) else {}
+    named |= {"label.soft": soft} if isinstance(soft, str) else {}
     named |= {f"split.stratify.{number}": column for number, column in enumerate(entry.split.stratify)}
     wrong = [
         f"params.yaml: {where}.{key}: {entry.images} brings no column {column}; {suggest(column, images.columns)}"
@@ -83,6 +85,20 @@ def check_columns(images: Images, entry: Dataset, where: str) -> None:
     ]
     if wrong:
         raise UserError("\n".join(wrong))
+
+
+def check_readable(images: Images, checked: Sequence[Checked], limit: float, where: str) -> None:
+    """Raise UserError when more than a share of the images, and more than one, is missing or broken."""
+    names = images.table["sample"].to_pylist()
+    broken = [(name, image.reason) for name, image in zip(names, checked, strict=True) if image.reason is not None]
+    broken += images.rejected
+    total = len(images) + len(images.rejected)
+    if len(broken) > max(1, limit * total):
+        name, reason = broken[0]
+        raise UserError(
+            f"params.yaml: {where}: {len(broken):,} of {total:,} images are missing or broken, more than "
+            f"max_unreadable ({limit:g}) allows; the first: {name}: {reason}"
+        )
 
 
 def why_left_out(

@@ -342,7 +342,7 @@ def test_names_of_types_in_the_table_are_words() -> None:
     rows = [line.split(" | ") for line in module.key_table().splitlines() if line.startswith("| `")]
     types: dict[str, Any] = {row[0].strip("| `"): row[1] for row in rows}
     assert types["split.repeats"] == "whole number"
-    assert types["threshold" if "threshold" in types else "label.threshold"] == "number or null"
+    assert types["threshold" if "threshold" in types else "label.threshold"] == "number or list of: number or null"
     assert types["image_size"] == "list of: whole number"
     assert not [text for text in types.values() if "typing" in text or "<" in text]
 

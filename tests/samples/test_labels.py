@@ -15,7 +15,12 @@ from stages.samples.labels import Labels, make_labels
 
 
 def labels(values: list[Any], **keys: Any) -> Labels:
-    return make_labels(pa.chunked_array([values]), Label(**keys), "datasets.cells")
+    return of_table({keys.get("column", "class"): values}, **keys)
+
+
+def of_table(columns: dict[str, list[Any]], **keys: Any) -> Labels:
+    samples = [f"{row}.png" for row in range(len(next(iter(columns.values()))))]
+    return make_labels(pa.table({"sample": samples, **columns}), Label(**keys), "datasets.cells")
 
 
 def test_words_are_classes_in_sorted_order() -> None:
@@ -72,3 +77,50 @@ def test_fewer_than_two_classes_are_an_error(values: list[Any], keys: dict[str, 
 def test_a_threshold_for_words_is_an_error_that_shows_one() -> None:
     with pytest.raises(UserError, match=r"datasets\.cells\.label\.threshold is 0\.5, but the column class holds words"):
         labels(["a", "b"], threshold=0.5)
+
+
+def test_several_thresholds_make_a_class_of_each_range_that_has_an_image() -> None:
+    found = labels([0.0, 1.0, 0.5, None, 1 / 3, 7.0], column="p", threshold=[0.25, 0.5, 1])
+    assert found.classes == ["p below 0.25", "p 0.25 to 0.5", "p 0.5 to 1", "p at least 1"]
+    assert found.index.tolist() == [0, 3, 2, -1, 1, 3]
+    found = labels([0.0, 0.6, 1.0], column="p", threshold=[0.25, 0.5, 1])
+    assert found.classes == ["p below 0.25", "p 0.5 to 1", "p at least 1"]
+    assert found.index.tolist() == [0, 1, 2]
+
+
+def test_thresholds_that_do_not_rise_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"threshold: 0\.5, 0\.5, 1 do not rise"):
+        Label(threshold=[0.5, 0.5, 1])
+
+
+def test_a_column_of_probabilities_for_each_class_makes_soft_targets() -> None:
+    columns = {"class": ["b", "a", "c"], "pa": [0.2, 1.0, None], "pb": [0.5, 0, 0.5], "pc": [0.3, 0, 0.5]}
+    found = of_table(columns, soft={"c": "pc", "a": "pa", "b": "pb"})
+    np.testing.assert_allclose(found.targets(), [[0.2, 0.5, 0.3], [1, 0, 0], [0, 0, 1]], rtol=1e-6)
+    assert found.targets().dtype == np.float32
+    rounded = of_table({**columns, "pa": [0.195, 1.0, None]}, soft={"a": "pa", "b": "pb", "c": "pc"})
+    np.testing.assert_allclose(rounded.targets().sum(axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("soft", "change", "message"),
+    [
+        ({"a": "pa", "b": "pb"}, {}, " names a, b; the classes are a, b, c"),
+        ("pa", {}, " needs two classes, here are 3; name a column for each class"),
+        (
+            {"a": "pa", "b": "pb", "c": "pc"},
+            {"pb": [0.7, 0, 0]},
+            ": the probabilities of 0.png have the sum 1.2, and not 1",
+        ),
+        (
+            {"a": "pa", "b": "pb", "c": "pc"},
+            {"pb": [0.5, 0, 1.5]},
+            ": the column pb holds 1.5, which is no probability",
+        ),
+    ],
+)
+def test_probabilities_that_are_none_are_an_error(soft: Any, change: dict[str, list[Any]], message: str) -> None:
+    columns = {"class": ["b", "a", "c"], "pa": [0.2, 1.0, 0.5], "pb": [0.5, 0, 0], "pc": [0.3, 0, 0.5], **change}
+    with pytest.raises(UserError) as error:
+        of_table(columns, soft=soft)
+    assert str(error.value) == f"params.yaml: datasets.cells.label.soft{message}"

@@ -268,7 +268,14 @@ def test_what_the_source_could_not_bring_is_rejected_too(cells: list[Path], caps
     lines = [f"{name},{'ab'[at % 2]}" for at, name in enumerate([*names, "lost.png"])]
     Path("scans.csv").write_text("\n".join(["file,class", *lines]))
     fetch("photos", table.Params(source="table", path="scans.csv", root="photos"))
-    samples = run()
+    with pytest.raises(UserError) as error:
+        run()
+    assert str(error.value) == (
+        "params.yaml: datasets.cells: 2 of 17 images are missing or broken, more than max_unreadable (0.1) allows; "
+        f"the first: {names[0]}: not an image that can be read"
+    )
+    assert not Path("data/prepared/cells").exists()
+    samples = run(max_unreadable=0.12)
     assert len(samples) == 15
     rejected = pq.read_table("data/prepared/cells/rejected.parquet").to_pylist()
     assert [(row["sample"], row["reason"]) for row in rejected] == [
@@ -287,7 +294,7 @@ def test_images_none_of_which_can_be_used_are_an_error_that_says_why(cells: list
         (Path("photos") / name).write_bytes(cells[0].read_bytes()[:100])
     refetch()
     with pytest.raises(UserError, match="data/raw/photos: no image can be used; the first of 2: image file is truncat"):
-        run()
+        run(max_unreadable=1.0)
 
 
 def test_a_class_whose_images_are_all_broken_is_an_error(cells: list[Path]) -> None:
@@ -298,7 +305,7 @@ def test_a_class_whose_images_are_all_broken_is_an_error(cells: list[Path]) -> N
         (Path("photos/odd") / f"{name}.png").write_bytes(b"no image")
     refetch()
     with pytest.raises(UserError, match=r"datasets\.cells: the class odd has 0 samples; to have some in every part it"):
-        run()
+        run(max_unreadable=0.5)
 
 
 def test_a_linked_image_that_changed_is_an_error_and_the_data_set_stays_as_it_was(cells: list[Path]) -> None:
