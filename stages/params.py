@@ -125,6 +125,10 @@ class Dataset(Entry):
         None, description="column whose values (a module, a patient, a day) are never on two sides of a split"
     )
     split: Split = Field(Split(), description="training, validation and test")
+    near_duplicates: bool = Field(
+        True,
+        description="keep images that look nearly the same on one side of every split, as those of equal pixels are",
+    )
     max_unreadable: float = Field(
         0.1,
         ge=0,

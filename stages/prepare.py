@@ -21,6 +21,7 @@ from stages.files import PREPARED, new_folder
 from stages.params import Dataset, suggest
 from stages.samples.checking import Checked, check_images
 from stages.samples.decoding import decode
+from stages.samples.duplicates import clusters, near_duplicates
 from stages.samples.labels import Labels, make_labels
 from stages.samples.parts import check_groups, leaks, read_parts
 from stages.samples.pictures import contact_sheet, file_names, fitted, write_picture
@@ -54,7 +55,10 @@ def prepare(name: str, entry: Dataset) -> None:
         source, checked = images.samples.take(rows), [checked[row] for row in rows]
         labels = labels.take(rows)
         groups = group_names(source, entry.group)
-        parts = divide(source, checked, labels, groups, None if brought is None else brought[rows], entry, where)
+        pairs = near_duplicates([image.appearance for image in checked])
+        alike = clusters(pairs, len(rows)) if entry.near_duplicates else [None] * len(rows)
+        units = join(groups, [image.pixel_hash for image in checked], alike)
+        parts = divide(source, units, labels, groups, None if brought is None else brought[rows], entry, where)
         table = samples_table(beside_ours(source), checked, labels, groups, parts)
         rejected = rejected_table(images, reasons)
         write_samples(
@@ -66,9 +70,11 @@ def prepare(name: str, entry: Dataset) -> None:
             rejected,
             origin={key: images.facts[key] for key in ("source", "origin", "licence")},
             duplicates=len(rows) - len({image.pixel_hash for image in checked}),
+            near_duplicates=len(np.unique(pairs)),
             pictures=write_sheets(folder / "pictures", images, rows, labels),
         )
     tell(name, table, labels, rejected)
+    tell_near_duplicates(table, pairs, entry)
 
 
 def check_columns(images: Images, entry: Dataset, where: str) -> None:
@@ -130,15 +136,14 @@ def group_names(source: pa.Table, column: str | None) -> list[str | None]:
 
 def divide(
     source: pa.Table,
-    checked: Sequence[Checked],
+    units: Ints,
     labels: Labels,
     groups: Sequence[str | None],
     brought: Ints | None,
     entry: Dataset,
     where: str,
 ) -> list[Ints]:
-    """Return for each repeat the part (0 train, 1 validation, 2 test) of each sample."""
-    units = join(groups, [image.pixel_hash for image in checked])
+    """Return for each repeat the part (0 train, 1 validation, 2 test) of each sample; units stay together."""
     strata = make_strata([numbered(source[column]) for column in entry.split.stratify], labels.index)
     if brought is None:
         return split(units, strata, labels.index, labels.classes, entry.split, where)
@@ -196,6 +201,22 @@ def tell(name: str, table: pa.Table, labels: Labels, rejected: pa.Table) -> None
     for first, second in contradictions(table):
         warn(f"{first} and {second} have the same pixels, but different labels")
         break
+
+
+def tell_near_duplicates(table: pa.Table, pairs: Ints, entry: Dataset) -> None:
+    """Say where images that look nearly the same are of different groups, or in different parts of a source's split."""
+    kept = "" if entry.near_duplicates else "; with near_duplicates: true they are kept on one side"
+    columns = {"groups": "group"} if entry.group else {}
+    columns |= {"parts": "split_0"} if entry.split.column else {}
+    for what, column in columns.items():
+        values = np.array(table[column].to_pylist(), object)
+        apart = pairs[values[pairs[:, 0]] != values[pairs[:, 1]]]
+        if len(apart):
+            first, second = (table["sample"][int(row)].as_py() for row in apart[0])
+            warn(
+                f"{len(np.unique(apart)):,} images look nearly the same as one of other {what}, as {first} and {second}"
+                f"{kept if what == 'groups' else ''}"
+            )
 
 
 def contradictions(table: pa.Table) -> Iterator[tuple[str, str]]:

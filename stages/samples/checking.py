@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from stages.cli import progress
 from stages.samples.decoding import BadImage, decode, pixel_hash
+from stages.samples.duplicates import appearance
 from stages.samples.thumbnails import new_thumbnails, thumbnail
 from stages.threads import in_threads
 
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checked:
-    """What an image is when it is decoded, upright; or the reason why it is not."""
+    """What an image is when it is decoded, upright; or the reason why it is not. appearance : see duplicates.py."""
 
     width: int = 0
     height: int = 0
     mode: str = ""
     pixel_hash: str = ""
+    appearance: bytes = b""
     reason: str | None = None
 
 
@@ -35,7 +37,8 @@ def check_images(images: Images, thumbnails: Path) -> list[Checked]:
             image = decode(images.read(row))
         except BadImage as error:
             return Checked(reason=str(error)), b""
-        return Checked(image.width, image.height, image.mode, pixel_hash(image)), thumbnail(image)
+        seen = Checked(image.width, image.height, image.mode, pixel_hash(image), appearance(image))
+        return seen, thumbnail(image)
 
     checked = []
     names = images.table["sample"].to_pylist()

@@ -424,7 +424,17 @@ def _data_facts(d: DatasetComparison, images: str, facts: Mapping[str, Any], par
         ("groups", f"{d.groups:,}, by {group}" if d.groups else None),
         ("left out", f"{facts['rejected']:,}; rejected.parquet says why" if facts.get("rejected") else None),
         ("exact duplicates", f"{facts['duplicates']:,}, kept on one side" if facts.get("duplicates") else None),
+        ("near duplicates", _near_duplicates(facts, params.datasets[d.name].near_duplicates)),
     ]
+
+
+def _near_duplicates(facts: Mapping[str, Any], together: bool) -> str | None:
+    count = facts.get("near_duplicates")
+    return (
+        f"{count:,} images look like another, {'kept on one side' if together else 'not kept together'}"
+        if count
+        else None
+    )
 
 
 def _weights(params: Params) -> Iterator[dict[str, str]]:

@@ -259,6 +259,27 @@ def test_columns_with_names_of_our_own_are_used_and_kept_beside_ours(cells: list
     assert samples.repeats == 4
 
 
+def test_images_that_look_nearly_the_same_stay_together_also_across_groups(
+    cells: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # ELPV has these twenty cells twice, once out of focus.
+    twice = [*cells[1740:1760], *cells[2282:2302]]
+    modules = [f"m{row // 5}" for row in range(40)]  # that of a cell is four further than that of its like
+    table_source(twice, **{"class": ["a", "b"] * 20, "module": modules})
+    samples = run(group="module")
+    for repeat in range(4):
+        part = samples.table[f"split_{repeat}"].to_pylist()
+        assert [part[row] for row in range(0, 20, 5)] == [part[row] for row in range(20, 40, 5)]
+    assert samples.facts["near_duplicates"] >= 30
+    told = capsys.readouterr().err
+    assert "images look nearly the same as one of other groups, as cell17" in told
+    assert "near_duplicates: true" not in told
+    apart = run(group="module", near_duplicates=False)
+    parts = [apart.table[f"split_{repeat}"].to_pylist() for repeat in range(4)]
+    assert any(part[row] != part[row + 20] for part in parts for row in range(0, 20, 5))
+    assert "with near_duplicates: true they are kept on one side" in capsys.readouterr().err
+
+
 def test_what_the_source_could_not_bring_is_rejected_too(cells: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     names = [path.name for path in cells[:16]]
     Path("photos").mkdir()

@@ -93,6 +93,8 @@ def write_pictures() -> None:
         Path("data/prepared/cells/dataset.json"),
         {
             "counts": {"sound": 120, "defective": 120},
+            "duplicates": 2,
+            "near_duplicates": 1234,
             "pictures": {name: f"pictures/{name}.png" for name in ("sound", "defective")},
         },
     )
@@ -128,6 +130,12 @@ class Opened:
 def opened(browser: Browser, report: Path, width: int = 1200, **settings: Any) -> Opened:
     context = browser.new_context(viewport={"width": width, "height": 800}, **settings)
     return Opened(context.new_page(), report)
+
+
+def test_page_tells_how_many_images_look_alike(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    assert "2, kept on one side" in text
+    assert "1,234 images look like another, kept on one side" in text
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
