@@ -47,6 +47,8 @@ def test_stopped_it_goes_on_and_another_clone_knows_what_is_done(project: Projec
         text=True,
         stdout=subprocess.PIPE,
         start_new_session=True,
+        # Processes of a parallel run of tests ignore interrupts, and what they start would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as started:
         assert started.stdout is not None
         assert started.stdout.readline() == "0 of 2 runs are there; 2 left: 2 never timed\n"
