@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -151,15 +152,15 @@ class Study:
 def run(folder: Path, *command: str, shown: bool = False) -> str:
     """Run a command in the workspace and return what it prints; raises UserError with the end of it when it fails.
 
-    shown : let it print to the terminal instead. An interrupt reaches it too, as one of the same process group, and is
-        passed on once its stage has ended.
+    shown : let it print to the terminal instead. Interrupted, it passes that on, and waits for stages to end.
     """
     environment = {**os.environ, "TRANSFER_CACHE": str(cache_root()), "DVC_NO_ANALYTICS": "1"}
     prints = {} if shown else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(command, cwd=folder, env=environment, text=True, **prints) as process:
+    with subprocess.Popen(command, cwd=folder, env=environment, text=True, start_new_session=True, **prints) as process:
         try:
             printed = process.communicate()[0] or ""
         except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGINT)
             process.wait()
             raise
     if process.returncode:
