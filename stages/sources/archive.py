@@ -28,11 +28,11 @@ from typing import IO, TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from stages.cli import UserError, progress, warn
+from stages.cli import UserError, progress
 from stages.params import Download
 from stages.sources._raw import Found, write_images
 from stages.sources.shared.download import downloaded
-from stages.sources.shared.folders import IMAGE_SUFFIXES, read_folders
+from stages.sources.shared.folders import IMAGE_SUFFIXES, read_folders, tell_passed_over
 from stages.sources.shared.listing import find_listed, read_listing
 
 if TYPE_CHECKING:
@@ -102,10 +102,8 @@ def _in_folders(unpacked: _Unpacked, place: str) -> Finds:
     names = sorted(name for name in unpacked.files if name.suffix.lower() in IMAGE_SUFFIXES)
     if not names:
         raise UserError(f"{place} holds no images; it takes a folder for each class with images in it, or a `table`")
-    others = Counter(name.suffix.lower() or "without suffix" for name in unpacked.files.keys() - set(names))
-    if others:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
-        warn(f"{place}: {others.total():,} files are passed over, their names are not those of images: {kinds}")
+    others = unpacked.files.keys() - set(names)
+    tell_passed_over(Counter(name.suffix.lower() or "without suffix" for name in others), place)
     inner = names
     while all(len(name.parts) > 2 for name in inner) and len({name.parts[0] for name in inner}) == 1:
         inner = [PurePosixPath(*name.parts[1:]) for name in inner]
@@ -125,7 +123,8 @@ def _in_table(table: str, column: str | None, unpacked: _Unpacked, place: str) -
             return f"it lies outside {place}"
         return (path.as_posix(), unpacked.files[path]) if path in unpacked.files else f"it is not there, in {place}"
 
-    return find_listed(read_listing(unpacked.files[name], f"{table} in {place}"), column, f"{table} in {place}", locate)
+    called = f"{table} in {place}"
+    return find_listed(read_listing(unpacked.files[name], called), column, called, locate)
 
 
 # ---- unpacking
@@ -137,27 +136,34 @@ def _unpack(path: Path, place: str, scratch: Path, params: Params) -> _Unpacked:
     rejected: list[tuple[str, str]] = []
     left = int(params.max_gigabytes * 10**9)
     with _reading(path, place) as (entries, total):
-        for entry in progress(entries, total=total, unit="file"):
-            name, reason = _normal(entry.name), entry.reason
+        for number, entry in enumerate(progress(entries, total=total, unit="file")):
+            name = _normal(entry.name)
             if name is None:
-                reason = "its name leads out of the archive"
+                rejected.append((entry.name, "its name leads out of the archive"))
             elif _is_hidden(name):
                 continue
-            if name is None or reason is not None:
-                rejected.append((entry.name, str(reason)))
-                continue
-            if len(files) >= params.max_files:
+            elif entry.reason is not None:
+                rejected.append((entry.name, entry.reason))
+            elif len(files) >= params.max_files:
                 raise UserError(f"{place} holds more than {params.max_files:,} files: raise max_files, if it should")
-            target = scratch / str(len(files))
-            with entry.open() as source, target.open("wb") as file:
-                while chunk := source.read(CHUNK):
-                    left -= len(chunk)
-                    if left < 0:
-                        size = f"{params.max_gigabytes:g} GB"
-                        raise UserError(f"{place} unpacks to more than {size}: raise max_gigabytes, if it should")
-                    file.write(chunk)
-            files[name] = target
+            else:
+                files[name] = scratch / str(number)  # of a name that comes twice the last one counts, as in tar
+                left -= _write(entry, files[name], left)
+                if left < 0:
+                    size = f"{params.max_gigabytes:g} GB"
+                    raise UserError(f"{place} unpacks to more than {size}: raise max_gigabytes, if it should")
     return _Unpacked(files, rejected)
+
+
+def _write(entry: _Entry, target: Path, limit: int) -> int:
+    """Write an entry's content into a file, and return its size; of what is larger than the limit, nothing above it."""
+    size = 0
+    with entry.open() as source, target.open("wb") as file:
+        while size <= limit and (chunk := source.read(CHUNK)):
+            size += len(chunk)
+            if size <= limit:
+                file.write(chunk)
+    return size
 
 
 @dataclass(frozen=True)

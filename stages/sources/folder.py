@@ -22,10 +22,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.cli import UserError, warn
+from stages.cli import UserError
 from stages.params import Download
 from stages.sources._raw import Found, write_images
-from stages.sources.shared.folders import IMAGE_SUFFIXES, read_folders
+from stages.sources.shared.folders import IMAGE_SUFFIXES, read_folders, tell_passed_over
 
 
 class Params(Download):
@@ -45,9 +45,7 @@ def fetch(params: Params, folder: Path) -> None:
     paths, passed_over = find_images(root)
     if not paths:
         raise UserError(f"{_place(root)} holds no images; it takes a sub-folder for each class, with images in it")
-    if passed_over:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.most_common(5))
-        warn(f"{root}: {passed_over.total():,} files are passed over, their names are not those of images: {kinds}")
+    tell_passed_over(passed_over, str(root))
     names = [path.relative_to(root) for path in paths]
     found = zip(names, paths, read_folders(names, root), strict=True)
     write_images(

@@ -79,6 +79,20 @@ def test_a_table_in_the_archive_lists_its_images() -> None:
         fetch("scans.tar.gz", table="labels.csv")
 
 
+def test_of_a_name_that_comes_twice_the_last_counts_and_no_other_file_suffers() -> None:
+    with tarfile.open("photos.tar", "w") as archive:
+        for name, content in (("a/1.png", b"old"), ("b/1.png", b"b"), ("a/1.png", b"new"), ("b/2.png", b"b2")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    images = fetch("photos.tar")
+    assert {row[0]: images.read(at) for at, row in enumerate(rows(images))} == {
+        "a/1.png": b"new",
+        "b/1.png": b"b",
+        "b/2.png": b"b2",
+    }
+
+
 @pytest.mark.parametrize("path", ["evil.zip", "evil.tar"])
 def test_nothing_leaves_the_archive(work: Path, path: str) -> None:
     (work / "secret.png").write_text("secret")

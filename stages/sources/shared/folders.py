@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
-from stages.cli import UserError
+from stages.cli import UserError, warn
 from stages.sources._raw import SPLIT_WORDS
 
 _SUFFIXES = "avif bmp gif heic heif jfif jp2 jpe jpeg jpg pbm pcx pgm png pnm ppm tga tif tiff webp"
@@ -37,6 +38,13 @@ def read_folders(names: Sequence[PurePath], place: PurePath) -> list[dict[str, A
             columns[f"folder_{level + 1}" if level else "folder"] = between[level] if level < len(between) else None
         rows.append(columns)
     return rows
+
+
+def tell_passed_over(others: Counter[str], place: str) -> None:
+    """Warn of files that are not taken for images; others : how many there are of each suffix."""
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+        warn(f"{place}: {others.total():,} files are passed over, their names are not those of images: {kinds}")
 
 
 def _used(split_at: int | None) -> int:
