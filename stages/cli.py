@@ -77,7 +77,8 @@ def run_stage(stage: Callable[..., None], level: str | None = None) -> NoReturn:
 def progress(items: Iterable[T], total: int | None, unit: str, size: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
     """Yield the items while a line on the terminal tells how many are done, how fast, and how long is left.
 
-    Says nothing where standard error is no terminal. `size` tells how many units an item counts for.
+    Says nothing where standard error is no terminal. `total` is None where it is not known; `size` tells how many units
+    an item counts for.
     """
     if not sys.stderr.isatty():
         yield from items

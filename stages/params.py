@@ -74,9 +74,9 @@ class Label(Entry):
     @property
     def thresholds(self) -> list[float]:
         """All thresholds, rising; none where the column holds the classes."""
-        return (
-            [] if self.threshold is None else self.threshold if isinstance(self.threshold, list) else [self.threshold]
-        )
+        if self.threshold is None:
+            return []
+        return self.threshold if isinstance(self.threshold, list) else [self.threshold]
 
 
 class Split(Entry):

@@ -24,7 +24,9 @@ DISTANCE = 12
 COLOUR = 16
 """How much redder or bluer than green one may be than the other, in the mean, of 255."""
 
-_BANDS = 16
+GREY = bytes([128, 128])
+"""Two bytes of colour: neither redder nor bluer than green."""
+
 _GROUPS = (range(5), range(5, 10), range(10, 16))
 _WINDOW = 200  # rows that are compared with each in a bucket: all of them, but where hundreds look alike
 
@@ -34,6 +36,8 @@ def appearance(image: Image.Image) -> bytes:
     import imagehash
 
     bits = np.packbits(imagehash.phash(image, hash_size=16).hash.ravel())
+    if image.mode == "L":
+        return bits.tobytes() + GREY
     red, green, blue = np.asarray(image.convert("RGB").resize((8, 8)), float).mean((0, 1))
     colour = np.clip(np.round([128 + (red - green) / 2, 128 + (blue - green) / 2]), 0, 255).astype(np.uint8)
     return bits.tobytes() + colour.tobytes()

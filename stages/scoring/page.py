@@ -430,11 +430,9 @@ def _data_facts(d: DatasetComparison, images: str, facts: Mapping[str, Any], par
 
 def _near_duplicates(facts: Mapping[str, Any], together: bool) -> str | None:
     count = facts.get("near_duplicates")
-    return (
-        f"{count:,} images look like another, {'kept on one side' if together else 'not kept together'}"
-        if count
-        else None
-    )
+    if not count:
+        return None
+    return f"{count:,} images look like another, {'kept on one side' if together else 'not kept together'}"
 
 
 def _weights(params: Params) -> Iterator[dict[str, str]]:

@@ -47,7 +47,8 @@ def fetch(params: Params, folder: Path) -> None:
     root = Path(params.path).parent if params.root is None else Path(params.root)
     if not root.is_dir():
         raise UserError(f"params.yaml: root: {root} is {'no folder' if root.exists() else 'not there'}")
-    found, rejected = find_listed(table, params.column, params.path, lambda value: _locate(root, value))
+    top = Path(os.path.normpath(root.absolute()))
+    found, rejected = find_listed(table, params.column, params.path, lambda value: _locate(root, top, value))
     write_images(
         folder,
         found,
@@ -59,9 +60,9 @@ def fetch(params: Params, folder: Path) -> None:
     )
 
 
-def _locate(root: Path, value: str) -> tuple[str, Path] | str:
-    """Return an image's path from the root on, and its file; or why it is left out."""
-    top, whole = (Path(os.path.normpath(path)) for path in (root.absolute(), root.absolute() / value))
+def _locate(root: Path, top: Path, value: str) -> tuple[str, Path] | str:
+    """Return an image's path from the root on, and its file; or why it is left out. top : the root's absolute path."""
+    whole = Path(os.path.normpath(top / value))
     if top not in whole.parents:
         return f"it lies outside {root}"
     try:

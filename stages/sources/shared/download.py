@@ -46,17 +46,16 @@ def download(url: str, target: Path, algorithm: str, expected: str) -> None:
 
     part = target.with_name(f"{target.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    began_elsewhere = part.is_file()
+    goes_on = part.is_file()
     try:
         _get(url, part)
-        if (
-            began_elsewhere and hash_file(part, algorithm) != expected
-        ):  # it may have been the beginning of another version
+        found = hash_file(part, algorithm)
+        if goes_on and found != expected:  # it may have been the beginning of another version
             part.unlink()
             _get(url, part)
+            found = hash_file(part, algorithm)
     except requests.RequestException as error:
         raise UserError(f"{url} cannot be downloaded: {_reason(error)}; what has come is kept, run it again") from None
-    found = hash_file(part, algorithm)
     if found != expected:
         part.unlink()
         raise UserError(f"{url} has the {algorithm} {found}, and not {expected}: it is another file than was meant")
