@@ -1,11 +1,13 @@
 """Channels last in memory, there and back: how a network of convolutions is trained fast on a CPU.
 
 A map (B, C, H, W) lies in memory as (B, H, W, C), so that what belongs to a place lies together. Torch then is fast,
-with two exceptions that are mended here; what is computed is the same.
+with three exceptions that are mended here; what is computed is the same.
 
 - The gradient that comes out of the mean over a map lies otherwise, and each batch norm on its way takes up to ten
   times as long. It is put in order where it comes in.
-- A 1 x 1 convolution is a product of matrices, and as such goes back faster, by a fifth.
+- A 1 x 1 convolution is a product of matrices. There and back to its input a convolution is the faster way; for the
+  gradient of its weights a product of matrices is, by up to a half, with the longer side of the weights first.
+- An activation that is computed in place first copies what it needs on the way back. Out of place it need not.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import conv2d
+
+COPYING = (nn.Hardtanh, nn.Hardswish, nn.SiLU)
+"""Activations whose derivative needs their input."""
 
 
 def channels_last(batch: Tensor) -> Tensor:
@@ -23,20 +28,55 @@ def channels_last(batch: Tensor) -> Tensor:
 
 
 def train_channels_last(network: nn.Module) -> None:
-    """Let the gradients of a network have their channels last, too, and its 1 x 1 convolutions be products."""
+    """Let the gradients of a network have their channels last, too, and take the faster ways."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.register_forward_hook(_order_gradient)
         elif type(module) is nn.Conv2d and _is_pointwise(module):
             module.__class__ = Pointwise
+        elif isinstance(module, COPYING):
+            module.inplace = False
 
 
 class Pointwise(nn.Conv2d):
-    """A 1 x 1 convolution, computed as a product of matrices."""
+    """A 1 x 1 convolution with a faster way back."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return (B, C, H, W) -> (B, D, H, W)."""
-        return linear(input.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        if torch.is_autocast_enabled(input.device.type):
+            return super().forward(input)
+        result: Tensor = _Pointwise.apply(input, self.weight, self.bias)
+        return result
+
+
+class _Pointwise(torch.autograd.Function):
+    """input (B, C, H, W), weight (D, C, 1, 1), bias (D,) or None -> (B, D, H, W)."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(maps, weight)
+        return conv2d(maps, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (maps, weight) = gradients, ctx.saved_tensors
+        of_maps, of_weight, of_bias = ctx.needs_input_grad
+        outputs, inputs = _rows(gradient), _rows(maps)
+        back = None, None, None
+        if of_maps:
+            back = torch.ops.aten.convolution_backward(
+                gradient, maps, weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (True, False, False)
+            )
+        product = None
+        if of_weight:
+            long = weight.shape[0] >= weight.shape[1]
+            product = (outputs.t() @ inputs if long else (inputs.t() @ outputs).t()).view_as(weight)
+        return back[0], product, outputs.sum(0) if of_bias else None
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """Return maps (B, C, H, W) as a row for each place (B H W, C)."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _is_pointwise(module: nn.Conv2d) -> bool:

@@ -36,6 +36,32 @@ def test_outputs_and_gradients_are_those_of_the_network_as_it_is(name: str) -> N
     torch.testing.assert_close(own_state, state, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (5, 3)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_way_back_of_a_pointwise_convolution_is_its_derivative(inputs: int, outputs: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(inputs, outputs, 1, bias=bias).double()
+    train_channels_last(convolution)
+    assert isinstance(convolution, Pointwise)
+    maps = channels_last(torch.randn(2, inputs, 3, 4, dtype=torch.float64)).requires_grad_(True)
+    names = [name for name, _ in convolution.named_parameters()]
+
+    def result(maps: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(convolution, dict(zip(names, parameters, strict=True)), (maps,))
+
+    assert torch.autograd.gradcheck(result, (maps, *convolution.parameters()))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU6, nn.Hardswish, nn.SiLU])
+def test_activations_no_longer_overwrite_what_their_derivative_needs(activation: type[nn.Module]) -> None:
+    body = activation(inplace=True)
+    train_channels_last(body)
+    maps = torch.linspace(-7, 7, 8)
+    before = maps.clone()
+    assert torch.equal(body(maps), activation()(before))
+    assert torch.equal(maps, before)
+
+
 def test_gradients_that_come_otherwise_are_put_in_order() -> None:
     body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
     train_channels_last(body)
