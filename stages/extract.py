@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,7 +109,8 @@ def _compute(
         for columns, positions in stored.lacking():
             wanted = np.sort(rows[positions]).tolist()  # in the order in which they lie on the disk
             passes = Passes(columns, entry, backbone)
-            computed = passes.compute((hashes[row].as_py(), partial(images.read, row)) for row in wanted)
+            names = (hashes[row].as_py() for row in wanted)
+            computed = passes.compute(zip(names, images.readers(wanted), strict=True))
             for batch in progress(computed, len(wanted), "image", lambda batch: len(batch.image_hashes)):
                 if batch.reason:
                     rejected[batch.image_hashes[0]] = batch.reason

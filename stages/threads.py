@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from threading import RLock
 from typing import TypeVar
 
@@ -39,15 +40,23 @@ def in_threads(
     At most `ahead` results per thread wait to be taken. The first error is raised in its place, and what was not yet
     begun is given up.
     """
-    threads = threads or thread_count()
+    with closing(begun_in_threads(function, items, threads or thread_count(), ahead)) as results:
+        for result in results:
+            yield result()
+
+
+def begun_in_threads(
+    function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int = 4
+) -> Generator[Callable[[], R], None, None]:
+    """Yield for every item, in order, what waits for function(item) and returns it: see `in_threads`."""
     waiting: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
             if len(waiting) >= ahead * threads:
-                yield waiting.popleft().result()
+                yield waiting.popleft().result
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft().result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

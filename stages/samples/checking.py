@@ -12,6 +12,7 @@ from stages.samples.thumbnails import new_thumbnails, thumbnail
 from stages.threads import in_threads
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from stages.sources._raw import Images
@@ -32,9 +33,9 @@ class Checked:
 def check_images(images: Images, thumbnails: Path) -> list[Checked]:
     """Decode every image, several at a time and none kept, say what each is, and write the small pictures of them."""
 
-    def check(row: int) -> tuple[Checked, bytes]:
+    def check(read: Callable[[], bytes]) -> tuple[Checked, bytes]:
         try:
-            image = decode(images.read(row))
+            image = decode(read())
         except BadImage as error:
             return Checked(reason=str(error)), b""
         seen = Checked(image.width, image.height, image.mode, pixel_hash(image), appearance(image))
@@ -42,7 +43,7 @@ def check_images(images: Images, thumbnails: Path) -> list[Checked]:
 
     checked = []
     names = images.table["sample"].to_pylist()
-    found = progress(in_threads(check, range(len(images))), total=len(images), unit="image")
+    found = progress(in_threads(check, images.readers(range(len(images)))), total=len(images), unit="image")
     with new_thumbnails(thumbnails) as add:
         for name, (image, jpeg) in zip(names, found, strict=True):
             checked.append(image)

@@ -4,7 +4,7 @@
                        length), and the columns that the source brings (`source_file` for what it calls file)
     rejected.parquet   what the source lists and cannot bring, each with the reason; not there when there is none
     images-00000.tar   the images themselves, packed into few large shards that any tar reads; none with `link: true`,
-                       where the files stay in the source's folder
+                       where the files stay in the source's folder, or bucket
     download.json      what was fetched, from where, under which licence
 
 A shard holds no time, no owner and no order but that of the names: the same images give the same bytes.
@@ -17,13 +17,15 @@ import tarfile
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from stages.cli import UserError, progress
+from stages.cli import UserError, progress, warn
 from stages.files import RAW, hash_bytes, read_json, read_table, write_json, write_table
-from stages.threads import in_threads
+from stages.sources.shared.remote import STREAMS, NotThereError, Remote, is_url
+from stages.threads import begun_in_threads, in_threads
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,7 +49,8 @@ SPLIT_WORDS = {
 class Found:
     """An image that a source has found: its name, where its bytes are, and a value for each column of the source.
 
-    path : its file; or what gives its bytes, called from any thread, where it lies in no file of its own
+    path : its file; or what gives its bytes, called from any thread, where it lies in no file of its own; it raises
+        NotThereError where there are none
     """
 
     sample: str
@@ -79,6 +82,12 @@ class Images:
         """
         return self._places.read(row)
 
+    def readers(self, rows: Iterable[int]) -> Iterator[Callable[[], bytes]]:
+        """Yield for each row, in order, what gives its bytes; what lies in a bucket is on its way some rows ahead."""
+        if self._places.remote is None:
+            return (partial(self.read, row) for row in rows)
+        return begun_in_threads(self.read, rows, STREAMS)
+
     @property
     def image_hashes(self) -> list[str]:
         """The sha256 of every image's bytes, in the table's order."""
@@ -99,12 +108,14 @@ class Images:
 class _Places:
     """Where the bytes of each image are, and how to get at them from any thread."""
 
-    def __init__(self, name: str, root: Path, linked: bool, table: pa.Table) -> None:
-        self.name, self.root, self.linked = name, root, linked
+    def __init__(self, name: str, root: str | None, table: pa.Table) -> None:
+        self.name, self.linked = name, root is not None
+        self.remote = Remote(root) if root is not None and is_url(root) else None
+        self.root = RAW / name if root is None else Path(root)
         self.file: list[str] = table["file"].to_pylist()
         self.offset: list[int] = table["offset"].to_pylist()
         self.length: list[int] = table["length"].to_pylist()
-        self.image_hash: list[str] = table["image_hash"].to_pylist() if linked else []
+        self.image_hash: list[str] = table["image_hash"].to_pylist() if self.linked else []
         self.open_files: dict[str, IO[bytes]] = {}
         self.lock = threading.Lock()
 
@@ -123,10 +134,17 @@ class _Places:
         return content
 
     def _read_linked(self, row: int) -> bytes:
-        path = self.root / self.file[row]
-        content = _content(path)
+        file = self.file[row]
+        if self.remote is None:
+            place, content, again = str(self.root / file), _content(self.root / file), "`dvc repro`, which fetches it"
+        else:
+            place, again = f"{self.remote.url}/{file}", f"`dvc repro --force fetch@{self.name}`, which lists it"
+            try:
+                content = self.remote.read(file)
+            except NotThereError:
+                content = b""
         if len(content) != self.length[row] or hash_bytes(content) != self.image_hash[row]:
-            raise UserError(f"{path} has changed since it was fetched: run `dvc repro`, which fetches it again")
+            raise UserError(f"{place} has changed since it was fetched: run {again} again")
         return content
 
 
@@ -144,16 +162,24 @@ def _content(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def _content_of(image: Found) -> bytes | str:
+    """Return the bytes of a found image; or why there are none."""
+    if isinstance(image.path, Path):
+        return _content(image.path)
+    try:
+        return image.path()
+    except NotThereError as error:
+        return str(error)
+
+
 def read_images(name: str) -> Images:
     """Read what was fetched for one download; raises UserError when that is not there or brought no images."""
     folder = RAW / name
     facts = read_json(folder / "download.json")
     table = read_table(folder / "images.parquet")
-    linked = bool(facts["linked"])
-    root = Path(facts["root"]) if linked else folder
     rejected = read_table(folder / REJECTED).to_pylist() if (folder / REJECTED).is_file() else []
     pairs = [(row["sample"], row["reason"]) for row in rejected]
-    return Images(name, facts, table, pairs, _Places(name, root, linked, table))
+    return Images(name, facts, table, pairs, _Places(name, facts["root"], table))
 
 
 def write_images(
@@ -165,20 +191,34 @@ def write_images(
     licence: str,
     root: str | None = None,
     rejected: Sequence[tuple[str, str]] = (),
+    streams: int | None = None,
     **more: Any,
 ) -> None:
     """Write images into a download's folder.
 
-    root : None packs the images into shards; else the folder that holds them, as params.yaml writes it: they stay
-        there, and only their size and hash are recorded.
-    rejected : what is listed and cannot be brought, by name, and why
+    root : None packs the images into shards; else the folder that holds them, as params.yaml writes it, from which
+        `sample` leads on: they stay there, and only their size and hash are recorded.
+    rejected : what is listed and cannot be brought, by name, and why; streams : how many images are read at once
     more : further facts for download.json.
     Raises UserError when there are no images, when two have one name, and when a file cannot be read.
     """
     ordered = sorted(found, key=lambda image: image.sample)
     _check(ordered, origin)
-    rows = list(_pack(folder, ordered) if root is None else _link(Path(root), ordered))
-    write_table(folder / "images.parquet", _table(ordered, rows))
+    found_rows = _pack(folder, ordered, streams) if root is None else _link(ordered, streams)
+    rows, kept, lacking = [], [], []
+    for image, row in zip(ordered, found_rows, strict=True):
+        if isinstance(row, str):
+            lacking.append((image.sample, row))
+        else:
+            kept.append(image)
+            rows.append(row)
+    if lacking:
+        first = "{}: {}".format(*lacking[0])
+        if not kept:
+            raise UserError(f"{origin}: none of its {len(lacking):,} images is there; the first: {first}")
+        warn(f"{origin}: {len(lacking):,} of {len(ordered):,} images are left out; the first: {first}")
+    rejected = [*rejected, *lacking]
+    write_table(folder / "images.parquet", _table(kept, rows))
     if rejected:
         write_table(folder / REJECTED, _rejected_table(rejected))
     facts = {"source": source, "origin": origin, "licence": licence, "images": len(rows)}
@@ -200,26 +240,31 @@ Row = tuple[str, str, int, int]
 """image_hash, file, offset, length"""
 
 
-def _link(root: Path, ordered: Sequence[Found]) -> Iterator[Row]:
-    def row(image: Found) -> Row:
-        assert isinstance(image.path, Path)
-        content = _content(image.path)
-        return hash_bytes(content), image.path.relative_to(root).as_posix(), 0, len(content)
+def _link(ordered: Sequence[Found], streams: int | None) -> Iterator[Row | str]:
+    """Yield where each image is; or why it is not there."""
 
-    yield from progress(in_threads(row, ordered), total=len(ordered), unit="image")
+    def row(image: Found) -> Row | str:
+        content = _content_of(image)
+        return content if isinstance(content, str) else (hash_bytes(content), image.sample, 0, len(content))
+
+    yield from progress(in_threads(row, ordered, streams), total=len(ordered), unit="image")
 
 
-def _pack(folder: Path, ordered: Sequence[Found]) -> Iterator[Row]:
+def _pack(folder: Path, ordered: Sequence[Found], streams: int | None) -> Iterator[Row | str]:
     """Write the images into tar shards, each closed when it has reached SHARD_BYTES."""
 
-    def read(image: Found) -> tuple[str, bytes]:
-        content = _content(image.path) if isinstance(image.path, Path) else image.path()
-        return hash_bytes(content), content
+    def read(image: Found) -> tuple[str, bytes] | str:
+        content = _content_of(image)
+        return content if isinstance(content, str) else (hash_bytes(content), content)
 
-    contents = progress(in_threads(read, ordered), total=len(ordered), unit="image")
+    contents = progress(in_threads(read, ordered, streams), total=len(ordered), unit="image")
     shard: IO[bytes] | None = None
     shards = 0
-    for image, (image_hash, content) in zip(ordered, contents, strict=True):
+    for image, found in zip(ordered, contents, strict=True):
+        if isinstance(found, str):
+            yield found
+            continue
+        image_hash, content = found
         if shard is None:
             shard = (folder / f"images-{shards:05d}.tar").open("wb")
             shards += 1

@@ -17,7 +17,6 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from stages.cli import UserError, progress
 from stages.params import Download
 from stages.sources._raw import Found, write_images
 from stages.sources.shared.download import downloaded
-from stages.sources.shared.folders import IMAGE_SUFFIXES, read_folders, tell_passed_over
+from stages.sources.shared.folders import read_folders, sort_out, tell_passed_over
 from stages.sources.shared.listing import find_listed, read_listing
 
 if TYPE_CHECKING:
@@ -99,15 +98,14 @@ Finds = tuple[list[Found], list[tuple[str, str]]]
 
 def _in_folders(unpacked: _Unpacked, place: str) -> Finds:
     """Find images by their names, and their classes by the folders that they lie in."""
-    names = sorted(name for name in unpacked.files if name.suffix.lower() in IMAGE_SUFFIXES)
+    names, passed_over = sort_out(unpacked.files)
     if not names:
         raise UserError(f"{place} holds no images; it takes a folder for each class with images in it, or a `table`")
-    others = unpacked.files.keys() - set(names)
-    tell_passed_over(Counter(name.suffix.lower() or "without suffix" for name in others), place)
+    tell_passed_over(passed_over, place)
     inner = names
     while all(len(name.parts) > 2 for name in inner) and len({name.parts[0] for name in inner}) == 1:
         inner = [PurePosixPath(*name.parts[1:]) for name in inner]
-    rows = zip(names, inner, read_folders(inner, PurePosixPath(place)), strict=True)
+    rows = zip(names, inner, read_folders(inner, place), strict=True)
     return [Found(short.as_posix(), unpacked.files[name], columns) for name, short, columns in rows], []
 
 

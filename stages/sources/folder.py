@@ -10,14 +10,16 @@ Hidden files and folders are passed over.
     downloads:
       photos: {source: folder, path: photos}             # packed into shards, a copy that DVC versions
       large:  {source: folder, path: photos, link: true} # left where they are; size and hash are recorded
+      far:    {source: folder, path: requirements.lock, root: "s3://bucket/photos", link: true}
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Literal
 
 from pydantic import Field
@@ -25,13 +27,17 @@ from pydantic import Field
 from stages.cli import UserError
 from stages.params import Download
 from stages.sources._raw import Found, write_images
-from stages.sources.shared.folders import IMAGE_SUFFIXES, read_folders, tell_passed_over
+from stages.sources.shared.folders import is_hidden, read_folders, sort_out, tell_passed_over
+from stages.sources.shared.remote import STREAMS, Remote, is_url
 
 
 class Params(Download):
     """Keys of a folder of images."""
 
     source: Literal["folder"] = Field(description="a folder with a sub-folder for each class")
+    root: str | None = Field(
+        None, description="URL of a folder (s3://bucket/photos) in place of path; then path is what DVC watches"
+    )
     link: bool = Field(False, description="leave the images where they are, and record their size and hash")
     licence: str = Field("not stated", description="licence of the images, for the record")
 
@@ -41,20 +47,27 @@ def fetch(params: Params, folder: Path) -> None:
 
     Raises UserError when it is not there, holds no images, or holds one that lies in no class.
     """
-    root = Path(params.path)
-    paths, passed_over = find_images(root)
-    if not paths:
+    root = params.path if params.root is None else params.root
+    remote = Remote(root) if is_url(root) else None
+    if remote is None:
+        paths, passed_over = find_images(Path(root))
+        names: list[PurePath] = [path.relative_to(root) for path in paths]
+        contents: list[Path | Callable[[], bytes]] = list(paths)
+    else:
+        names, passed_over = sort_out(PurePosixPath(name) for name in remote.names() if not is_hidden(name))
+        contents = [partial(remote.read, str(name)) for name in names]
+    if not names:
         raise UserError(f"{_place(root)} holds no images; it takes a sub-folder for each class, with images in it")
-    tell_passed_over(passed_over, str(root))
-    names = [path.relative_to(root) for path in paths]
-    found = zip(names, paths, read_folders(names, root), strict=True)
+    tell_passed_over(passed_over, root)
+    found = zip(names, contents, read_folders(names, root.rstrip("/")), strict=True)
     write_images(
         folder,
-        [Found(name.as_posix(), path, columns) for name, path, columns in found],
+        [Found(name.as_posix(), content, columns) for name, content, columns in found],
         source=params.source,
-        origin=params.path,
+        origin=root,
         licence=params.licence,
-        root=params.path if params.link else None,
+        root=root if params.link else None,
+        streams=None if remote is None else STREAMS,
         passed_over=dict(sorted(passed_over.items())),
     )
 
@@ -67,15 +80,7 @@ def find_images(root: Path) -> tuple[list[Path], Counter[str]]:
     """
     if not root.is_dir():
         raise UserError(f"{_place(root)} is {'no folder' if root.exists() else 'not there'}")
-    images: list[Path] = []
-    others: Counter[str] = Counter()
-    for path in _files(root, frozenset()):
-        suffix = path.suffix.lower()
-        if suffix in IMAGE_SUFFIXES:
-            images.append(path)
-        else:
-            others[suffix or "without suffix"] += 1
-    return sorted(images), others
+    return sort_out(_files(root, frozenset()))
 
 
 def _files(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
@@ -100,5 +105,5 @@ def _files(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
             raise UserError(f"{path} is a link to {path.readlink()}, which is not there")
 
 
-def _place(root: Path) -> str:
+def _place(root: Path | str) -> str:
     return f"params.yaml: the folder {root}"

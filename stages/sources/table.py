@@ -11,12 +11,15 @@ root is listed in rejected.parquet and left out.
     downloads:
       scans: {source: table, path: scans.csv}                              # paths from the table's folder on
       large: {source: table, path: scans.parquet, column: uri, root: /mnt/scans, link: true}
+      far:   {source: table, path: scans.parquet, root: "s3://bucket/scans", link: true}
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +29,7 @@ from stages.cli import UserError
 from stages.params import Download
 from stages.sources._raw import write_images
 from stages.sources.shared.listing import PATH_COLUMNS, find_listed, read_listing
+from stages.sources.shared.remote import STREAMS, Remote, is_url
 
 
 class Params(Download):
@@ -33,7 +37,9 @@ class Params(Download):
 
     source: Literal["table"] = Field(description="a CSV or Parquet file with a row for each image")
     column: str | None = Field(None, description=f"column of paths; if not named, one called {', '.join(PATH_COLUMNS)}")
-    root: str | None = Field(None, description="folder from which paths lead on; that of the table if not named")
+    root: str | None = Field(
+        None, description="folder or URL (s3://bucket/folder) from which paths lead on; the table's folder if not named"
+    )
     link: bool = Field(False, description="leave the images where they are, and record their size and hash")
     licence: str = Field("not stated", description="licence of the images, for the record")
 
@@ -44,20 +50,35 @@ def fetch(params: Params, folder: Path) -> None:
     Raises UserError when it cannot be read, has no column of paths, names an image twice, or lists none that is there.
     """
     table = read_listing(Path(params.path), params.path)
-    root = Path(params.path).parent if params.root is None else Path(params.root)
-    if not root.is_dir():
-        raise UserError(f"params.yaml: root: {root} is {'no folder' if root.exists() else 'not there'}")
-    top = Path(os.path.normpath(root.absolute()))
-    found, rejected = find_listed(table, params.column, params.path, lambda value: _locate(root, top, value))
+    remote = Remote(params.root) if params.root is not None and is_url(params.root) else None
+    root = str(Path(params.path).parent) if params.root is None else params.root
+    if remote is None:
+        found, rejected = find_listed(table, params.column, params.path, partial(_locate, Path(root), _top(Path(root))))
+    else:
+        found, rejected = find_listed(table, params.column, params.path, partial(_locate_remote, remote))
     write_images(
         folder,
         found,
         source=params.source,
         origin=params.path,
         licence=params.licence,
-        root=str(root) if params.link else None,
+        root=root if params.link else None,
         rejected=rejected,
+        streams=None if remote is None else STREAMS,
     )
+
+
+def _locate_remote(remote: Remote, value: str) -> tuple[str, Callable[[], bytes]] | str:
+    """Return an image's path from the root on, and what reads it; or why it is left out."""
+    name = remote.name(value)
+    return f"it lies outside {remote.url}" if name is None else (name, partial(remote.read, name))
+
+
+def _top(root: Path) -> Path:
+    """Return a root's absolute path; raises UserError where it is no folder."""
+    if not root.is_dir():
+        raise UserError(f"params.yaml: root: {root} is {'no folder' if root.exists() else 'not there'}")
+    return Path(os.path.normpath(root.absolute()))
 
 
 def _locate(root: Path, top: Path, value: str) -> tuple[str, Path] | str:

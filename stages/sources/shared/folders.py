@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from stages.cli import UserError, warn
 from stages.sources._raw import SPLIT_WORDS
@@ -15,8 +15,10 @@ _SUFFIXES = "avif bmp gif heic heif jfif jp2 jpe jpeg jpg pbm pcx pgm png pnm pp
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 """File names that end so are taken for images; whether one can be decoded is found out when it is."""
 
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 
-def read_folders(names: Sequence[PurePath], place: PurePath) -> list[dict[str, Any]]:
+
+def read_folders(names: Sequence[PurePath], place: str) -> list[dict[str, Any]]:
     """Return the columns of each image, from the folders that it lies in: class, split, folder.
 
     place : where the names lead on from, for messages. Raises UserError for an image that lies in no class.
@@ -28,8 +30,8 @@ def read_folders(names: Sequence[PurePath], place: PurePath) -> list[dict[str, A
     for name in names:
         folders = name.parts[:-1]
         if len(folders) < _used(split_at):
-            path = place / name
-            raise UserError(f"{path} lies in no class: move it into a sub-folder of {path.parent}, or remove it")
+            parent = "/".join([place, *folders])
+            raise UserError(f"{place}/{name} lies in no class: move it into a sub-folder of {parent}, or remove it")
         columns: dict[str, Any] = {"class": unicodedata.normalize("NFC", folders[class_at])}
         if split_at is not None:
             columns["split"] = SPLIT_WORDS[folders[split_at].lower()]
@@ -38,6 +40,24 @@ def read_folders(names: Sequence[PurePath], place: PurePath) -> list[dict[str, A
             columns[f"folder_{level + 1}" if level else "folder"] = between[level] if level < len(between) else None
         rows.append(columns)
     return rows
+
+
+def sort_out(files: Iterable[AnyPath]) -> tuple[list[AnyPath], Counter[str]]:
+    """Return which of some files are images, by their names, sorted, and how many others there are of each suffix."""
+    images: list[AnyPath] = []
+    others: Counter[str] = Counter()
+    for path in files:
+        suffix = path.suffix.lower()
+        if suffix in IMAGE_SUFFIXES:
+            images.append(path)
+        else:
+            others[suffix or "without suffix"] += 1
+    return sorted(images), others
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file, or a folder that it lies in, is hidden."""
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def tell_passed_over(others: Counter[str], place: str) -> None:

@@ -23,7 +23,10 @@ _FLOAT = re.compile(r"-?((0|[1-9][0-9]{0,17})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9
 
 
 def find_listed(
-    table: pa.Table, column: str | None, place: str, locate: Callable[[str], tuple[str, Path] | str]
+    table: pa.Table,
+    column: str | None,
+    place: str,
+    locate: Callable[[str], tuple[str, Path | Callable[[], bytes]] | str],
 ) -> tuple[list[Found], list[tuple[str, str]]]:
     """Return the images of a table's rows, and of the others what their path is and why they are left out.
 

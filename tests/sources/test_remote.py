@@ -1,0 +1,182 @@
+"""Buckets and other URLs, on a real S3 server and a real web server: what is there, read where it lies or packed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.cli import UserError
+from stages.files import RAW, hash_bytes
+from stages.params import Dataset
+from stages.prepare import prepare
+from stages.samples.table import read_samples
+from stages.sources import folder as folders
+from stages.sources import table as tables
+from stages.sources._raw import Images, read_images
+from stages.sources.shared import remote
+from tests.sources.test_folder import lay_out, rows
+from tests.sources.test_table import listing
+
+ODD = "zwei ü + 100%#a&b=c.png"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The address of an S3 server."""
+    from moto.server import ThreadedMotoServer
+
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    yield "http://{}:{}".format(*running.get_host_and_port())
+    running.stop()
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
+    """An empty bucket."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setattr(remote, "WAITS", (0.0,))
+    found = boto3.resource("s3").Bucket(f"photos-{hash_bytes(request.node.nodeid.encode())[:16]}")
+    found.create()
+    return found
+
+
+def put(bucket: Any, *names: str) -> None:
+    for name in names:
+        bucket.put_object(Key=name, Body=name.encode())
+
+
+def fetch(name: str, source: str, **keys: Any) -> Images:
+    module = {"folder": folders, "table": tables}[source]
+    folder = RAW / name
+    folder.mkdir(parents=True)
+    module.fetch(module.Params(source=source, **keys), folder)
+    return read_images(name)
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_folder_in_a_bucket_is_read_as_one_on_the_disk(work: Path, bucket: Any, link: bool) -> None:
+    names = ["photos/cat/1.png", f"photos/cat/{ODD}", "photos/dog/2.png", "photos/dog/deep/3.png"]
+    put(bucket, *names, "photos/.hidden/4.png", "photos/dog/notes.txt", "photos/", "other/5.png")
+    lay_out(work, *names, "photos/dog/notes.txt")
+    here = fetch("here", "folder", path="photos", link=link)
+    there = fetch("there", "folder", path=".", root=f"s3://{bucket.name}/photos/", link=link)
+    assert there.samples.drop_columns("image_hash").equals(here.samples.drop_columns("image_hash"))
+    read = dict(zip(there.samples["sample"].to_pylist(), [r() for r in there.readers(range(4))], strict=True))
+    assert read == {name.removeprefix("photos/"): name.encode() for name in names}
+    assert there.image_hashes == [hash_bytes(content) for content in read.values()]
+    assert list((RAW / "there").glob("*.tar")) == ([] if link else [RAW / "there" / "images-00000.tar"])
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_table_lists_what_lies_in_a_bucket(bucket: Any, link: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    put(bucket, "scans/ct/1.png", f"scans/{ODD}", "outside.png")
+    root = f"s3://{bucket.name}/scans"
+    listing(
+        "path,label",
+        "ct/1.png,sound",
+        f'"{ODD}",ill',
+        "ct/2.png,ill",
+        "../outside.png,ill",
+        "s3://other/3.png,ill",
+        "ct,ill",
+    )
+    images = fetch("scans", "table", path="scans.csv", root=root, link=link)
+    assert rows(images, "label") == [("ct/1.png", "sound"), (ODD, "ill")]
+    assert images.read(1) == f"scans/{ODD}".encode()
+    assert dict(images.rejected) == {
+        "../outside.png": f"it lies outside {root}",
+        "s3://other/3.png": f"it lies outside {root}",
+        "ct": f"it is not there, in {root}",
+        "ct/2.png": f"it is not there, in {root}",
+    }
+    assert "scans.csv: 2 of 4 images are left out; the first: ct: it is not there" in capsys.readouterr().err
+
+
+def test_rows_may_name_whole_urls(bucket: Any) -> None:
+    put(bucket, "scans/1.png")
+    listing("uri,label", f"s3://{bucket.name}/scans/1.png,sound")
+    images = fetch("scans", "table", path="scans.csv", column="uri", root=f"s3://{bucket.name}/scans/")
+    assert rows(images, "label") == [("1.png", "sound")]
+
+
+def test_what_changed_in_the_bucket_behind_our_back_is_an_error(bucket: Any) -> None:
+    put(bucket, "a/1.png", "b/2.png")
+    images = fetch("photos", "folder", path=".", root=f"s3://{bucket.name}", link=True)
+    bucket.put_object(Key="a/1.png", Body=b"other bytes")
+    bucket.Object("b/2.png").delete()
+    for row, name in enumerate(("a/1.png", "b/2.png")):
+        with pytest.raises(UserError, match=f"^s3://{bucket.name}/{name} has changed .* --force fetch@photos"):
+            images.read(row)
+
+
+def test_a_data_set_is_prepared_from_a_bucket_as_from_the_disk(cells: list[Path], bucket: Any) -> None:
+    for number, path in enumerate(cells[:24]):
+        bucket.put_object(Key=f"{'ab'[number % 2]}/{path.name}", Body=path.read_bytes())
+    fetch("cells", "folder", path=".", root=f"s3://{bucket.name}", link=True)
+    prepare("cells", Dataset.model_validate({"images": "cells"}))
+    assert len(read_samples("cells")) == 24
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        ("s3://there-is-no-such-bucket/photos", "there-is-no-such-bucket/photos (cannot be listed|holds no images)"),
+        ("gs://photos/2026", r"gs://photos/2026: what reads gs:// is not installed: pip install gcsfs$"),
+        ("s5://photos", "params.yaml: root: s5://photos: "),
+    ],
+)
+@pytest.mark.usefixtures("bucket")
+def test_a_root_that_cannot_be_read_is_told_in_a_line(root: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        fetch("photos", "folder", path=".", root=root)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def web() -> Iterator[tuple[str, dict[str, int]]]:
+    """A web server's address; how often it will answer 500 to a path before it gives the file."""
+    failures: dict[str, int] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            left = failures.get(self.path, 0)
+            failures[self.path] = left - 1
+            code = 500 if left > 0 else 404 if "missing" in self.path else 200
+            content = self.path.encode()
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_address[1]}", failures
+    running.shutdown()
+
+
+def test_what_fails_on_the_way_is_tried_again(web: tuple[str, dict[str, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    url, failures = web
+    monkeypatch.setattr(remote, "WAITS", (0.0, 0.0))
+    failures |= {"/scans/1.png": 2}
+    listing("path,label", "1.png,a", "more/two%20words.png,b", "more/two words.png,b", "missing.png,b")
+    images = fetch("scans", "table", path="scans.csv", root=f"{url}/scans", link=True)
+    asked = [images.read(row).decode() for row in range(3)]
+    assert asked == ["/scans/1.png", "/scans/more/two%20words.png", "/scans/more/two%20words.png"]
+    assert [name for name, _ in images.rejected] == ["missing.png"]
+    failures |= {"/scans/1.png": 3}
+    with pytest.raises(UserError, match=r"scans/1\.png cannot be read: 500"):
+        images.read(0)
