@@ -1,7 +1,7 @@
 """Put the runs side by side: which serves each data set best, by how much, how sure that is, and what it cost.
 
     reports/runs/<run>/ of every run in params.yaml
-        ->  reports/leaderboard.csv, leaderboard.md, labels.csv, comparisons.json, report.html
+        ->  reports/leaderboard.csv, leaderboard.md, labels.csv, suspects.csv, comparisons.json, report.html
 
 Runs that params.yaml does not name are not looked at, whatever lies in reports/runs/.
 
@@ -18,6 +18,7 @@ from stages.scoring.labels import label_rows, labels_csv
 from stages.scoring.leaderboard import csv_text, leaderboard_rows, markdown
 from stages.scoring.page import page
 from stages.scoring.records import read_record
+from stages.scoring.suspects import COLUMNS, suspect_rows, suspects_of
 
 
 def compare(params: Params) -> None:
@@ -28,11 +29,13 @@ def compare(params: Params) -> None:
     comparison = compare_runs(params, records)
     rows = leaderboard_rows(params, records, comparison)
     content = comparison_content(comparison)
+    suspects = {name: suspects_of(d, records) for name, d in comparison.datasets.items()}
     write_text(REPORTS / "leaderboard.csv", csv_text(rows))
     write_text(REPORTS / "leaderboard.md", markdown(rows, content))
     write_text(REPORTS / "labels.csv", labels_csv(list(label_rows(params, records))))
+    write_text(REPORTS / "suspects.csv", csv_text(suspect_rows(suspects), COLUMNS))
     write_json(REPORTS / "comparisons.json", content)
-    write_text(REPORTS / "report.html", page(params, records, comparison, rows))
+    write_text(REPORTS / "report.html", page(params, records, comparison, rows, suspects))
 
 
 if __name__ == "__main__":

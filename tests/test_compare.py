@@ -18,7 +18,7 @@ from stages.params import Params
 from tests.scoring.made_up import make_outcomes, make_params, make_record, write_made_up
 
 ROOT = Path(__file__).parents[1]
-WRITTEN = ("leaderboard.csv", "leaderboard.md", "labels.csv", "comparisons.json", "report.html")
+WRITTEN = ("leaderboard.csv", "leaderboard.md", "labels.csv", "suspects.csv", "comparisons.json", "report.html")
 
 
 @pytest.fixture

@@ -34,9 +34,10 @@ class Pictures:
 
     def add(self, path: Path, alt: str, caption: str) -> Picture | None:
         """Return a picture scaled down, as a data URL; None when it is not there, was shown, or there is no room."""
-        if not path.is_file():
-            return None
-        content = path.read_bytes()
+        return self.add_bytes(path.read_bytes(), alt, caption) if path.is_file() else None
+
+    def add_bytes(self, content: bytes, alt: str, caption: str) -> Picture | None:
+        """Do the same with the bytes of a picture."""
         key = hashlib.sha256(content).hexdigest()
         if key in self.seen:
             return None

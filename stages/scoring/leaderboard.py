@@ -81,12 +81,12 @@ def _row(record: Record, run: Run, of_dataset: DatasetComparison) -> dict[str, A
     return row
 
 
-def csv_text(rows: Iterable[Row]) -> str:
+def csv_text(rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> str:
     """Return the rows as CSV: six decimals, nothing where nothing was measured."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([_csv_value(row[name]) for name in COLUMNS] for row in rows)
+    writer.writerow(columns)
+    writer.writerows([_csv_value(row[name]) for name in columns] for row in rows)
     return buffer.getvalue()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from markupsafe import Markup
 
 from stages.files import DATA, PREPARED, RAW, read_json
 from stages.params import Params
+from stages.samples.pictures import contact_sheet
+from stages.samples.thumbnails import SIDE, read_thumbnails
 from stages.scoring.charts import Bars, Growth, Point, growth, scatter, style
 from stages.scoring.comparison import (
     BETTER,
@@ -34,6 +37,7 @@ from stages.scoring.labels import few_to_many
 from stages.scoring.leaderboard import Row
 from stages.scoring.records import Record
 from stages.scoring.run_details import run_details
+from stages.scoring.suspects import Suspect, judges
 from stages.scoring.wording import count, decimals, interval, listed, p_value, seconds, signed, size
 
 SECTIONS = {
@@ -51,9 +55,17 @@ BAR_WIDTHS = (230, 132)
 """Of the bars on a desk and on a phone, in pixels."""
 MOST_SHEETS = 12
 """Classes whose contact sheets are shown."""
+MOST_SUSPECTS = 24
+"""Images whose labels look wrong that are shown."""
 
 
-def page(params: Params, records: Mapping[str, Record], comparison: Comparison, rows: Sequence[Row]) -> str:
+def page(
+    params: Params,
+    records: Mapping[str, Record],
+    comparison: Comparison,
+    rows: Sequence[Row],
+    suspects: Mapping[str, Sequence[Suspect] | None],
+) -> str:
     """Return the whole page as HTML."""
     from jinja2 import Environment, StrictUndefined
 
@@ -74,7 +86,7 @@ def page(params: Params, records: Mapping[str, Record], comparison: Comparison, 
         "figures": _all_figures(rows),
         "splits": [_split(s, params, records) for s in comparison.splits],
         "runs": [run_details(row, params, records, comparison, pictures) for row in rows],
-        "data": [_data(d, params, records, pictures) for d in comparison.datasets.values()],
+        "data": [_data(d, params, records, suspects[d.name], pictures) for d in comparison.datasets.values()],
         "weights": list(_weights(params)),
         "resamples": f"{RESAMPLES:,}",
         "grouped": [d.name for d in comparison.datasets.values() if d.groups],
@@ -385,7 +397,13 @@ def _split(split: SplitComparison, params: Params, records: Mapping[str, Record]
 # Data and pictures
 
 
-def _data(d: DatasetComparison, params: Params, records: Mapping[str, Record], pictures: Pictures) -> dict[str, Any]:
+def _data(
+    d: DatasetComparison,
+    params: Params,
+    records: Mapping[str, Record],
+    suspects: Sequence[Suspect] | None,
+    pictures: Pictures,
+) -> dict[str, Any]:
     dataset = params.datasets[d.name]
     facts = _read_if_there(PREPARED / d.name / "dataset.json")
     tested = {c["class"]: c["images"] for c in records[d.runs[0]].details["classes"]}
@@ -409,8 +427,35 @@ def _data(d: DatasetComparison, params: Params, records: Mapping[str, Record], p
             for name, n in counts.items()
         ],
         "pictures": [p for p in sheets if p is not None],
+        "suspects": _suspects(d, records, facts, suspects, pictures),
         "note": "" if there else "Pictures of the classes are not on the machine that made this page.",
     }
+
+
+def _suspects(
+    d: DatasetComparison,
+    records: Mapping[str, Record],
+    facts: Mapping[str, Any],
+    suspects: Sequence[Suspect] | None,
+    pictures: Pictures,
+) -> dict[str, Any]:
+    """Return what is said of labels that look wrong, and a contact sheet of the likeliest where the images are here."""
+    if suspects is None:
+        return {"text": "There are too many test images to tell which labels look wrong.", "picture": None}
+    asked = judges(d, records)
+    text = (
+        f"{len(suspects):,} of {d.images:,} test images look as if they were of another class than they are labelled, "
+        f"to {listed(asked)}, on images that {'it has' if len(asked) == 1 else 'they have'} not seen."
+    )
+    shown, here = suspects[:MOST_SUSPECTS], facts.get("content_hash") == records[d.runs[0]].facts["dataset"]
+    if not shown or not here:
+        return {"text": text, "picture": None}
+    images = read_thumbnails(PREPARED / d.name / "thumbnails.parquet", [suspect.sample for suspect in shown])
+    sheet = io.BytesIO()
+    contact_sheet(images, [suspect.caption for suspect in shown], columns=6, side=SIDE).save(sheet, "PNG")
+    alt = f"Contact sheet of images of {d.name} whose labels look wrong"
+    caption = f"The likeliest {len(shown)}: the probability and name of the class that it looks like, and its label."
+    return {"text": text, "picture": pictures.add_bytes(sheet.getvalue(), alt, caption)}
 
 
 def _data_facts(d: DatasetComparison, images: str, facts: Mapping[str, Any], params: Params) -> list[tuple[str, Any]]:

@@ -102,7 +102,13 @@ def make_record(
     ]
     return Record(
         run=run,
-        facts={"classes": outcomes.classes, "family": family, "kind": "logistic", "fingerprint": f"{run:a<64}"},
+        facts={
+            "classes": outcomes.classes,
+            "family": family,
+            "kind": "logistic",
+            "dataset": "0" * 64,
+            "fingerprint": f"{run:a<64}",
+        },
         metrics={**flat(figures), "repeats": len(outcomes.repeat_numbers), "images": images, "groups": groups},
         details={"classes": details, "slices": list(slices), "not_sliced": [], "labels": {}},
         cost={**COST, **cost},
