@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 .DEFAULT_GOAL := help
 # `make run` is the whole pipeline for a person, `make repro` the same for CI.
-.PHONY: help install run repro summary ui publish test check bench against-fastai study picture keys cuts rank lock clean
+.PHONY: help install run repro summary ui publish test check bench against-fastai study picture keys cuts rank cache lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -77,6 +77,9 @@ cuts: $(STAMP)  ## print where a network can be cut (BACKBONE=lite0, or any netw
 
 rank: $(STAMP)  ## score the extracted features of a data set before anything is trained on them (DATASET=cells)
 	@python -m stages.scoring.transferability $(or $(DATASET),cells)
+
+cache: $(STAMP)  ## print what the private cache holds, and what no features use (PRUNE=1: remove that)
+	@python -m stages.cache $(if $(PRUNE),--prune)
 
 lock: $(STAMP)  ## renew requirements.lock from pyproject.toml
 	@uv pip compile pyproject.toml --quiet --universal --upgrade --python-version 3.11 --extra dev --no-annotate --no-header --output-file requirements.lock

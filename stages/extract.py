@@ -46,7 +46,7 @@ def extract(name: str, entry: Features) -> None:
     images = read_images(entry.images)
     folder = backbone_folder(DATA / entry.backbone)
     backbone = load_backbone(folder)
-    cache, columns = ActivationCache(_context(entry, backbone)), _columns(entry)
+    cache, columns = ActivationCache(context(entry, backbone)), wanted_columns(entry)
     digests, rows = np.unique(to_digests(images.image_hashes), return_index=True)
     rejected: dict[str, str] = {}
     for _ in range(ATTEMPTS):  # the second finds what the first has computed; more are needed where a shard is damaged
@@ -63,15 +63,15 @@ def extract(name: str, entry: Features) -> None:
     raise RuntimeError(f"{ATTEMPTS} attempts: the cache does not keep what is written into it")
 
 
-def _columns(entry: Features) -> list[Column]:
-    """What is stored of an image; the logits of the first size and the view identity alone."""
+def wanted_columns(entry: Features) -> list[Column]:
+    """Return what is stored of an image; the logits of the first size and the view identity alone."""
     sizes, views = entry.image_size, entry.all_views
     columns = [Column(size, view, layer) for size in sizes for view in views for layer in entry.all_layers]
     return columns + [Column(sizes[0], views[0], LOGITS)] * entry.logits
 
 
-def _context(entry: Features, backbone: Backbone) -> dict[str, Any]:
-    """All that changes a stored number, beside the image and the column."""
+def context(entry: Features, backbone: Backbone) -> dict[str, Any]:
+    """Return all that changes a stored number, beside the image and the column."""
     pixels = {
         "resize": entry.resize,
         "interpolation": backbone.facts["interpolation"],

@@ -105,6 +105,13 @@ class Shard:
         return DamagedShardError(str(self.path))
 
 
+def shards_in(folder: Path) -> Iterator[Shard]:
+    """Yield the shards of a context's folder, in the order in which they were written; damaged ones are deleted."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with suppress(DamagedShardError, FileNotFoundError):
+            yield Shard(path)
+
+
 def _checksums(rows: Array) -> list[int]:
     return [zlib.crc32(row) for row in rows]
 
@@ -191,17 +198,13 @@ class ActivationCache:
 
     def __init__(self, context: Mapping[str, Any]) -> None:
         self._context = context
-        self._folder = cache_root() / "activations" / hash_json(context)[:32]
+        self.folder = cache_root() / "activations" / hash_json(context)[:32]
 
     def find(self, digests: Digests, columns: Sequence[Column]) -> Stored:
         """Look up images (sorted, none twice) as the cache stands now; damaged shards are deleted."""
         shard_of = np.full((len(columns), len(digests)), -1, np.int32)
         shards: list[Shard] = []
-        for path in sorted(self._folder.glob("*.safetensors")) if len(digests) else ():
-            try:
-                shard = Shard(path)
-            except (DamagedShardError, FileNotFoundError):
-                continue
+        for shard in shards_in(self.folder) if len(digests) else ():
             at = np.minimum(np.searchsorted(digests, shard.digests), len(digests) - 1)
             at = at[digests[at] == shard.digests]
             held = [c for c, column in enumerate(columns) if column in shard.columns]
@@ -212,11 +215,11 @@ class ActivationCache:
 
     def writer(self) -> CacheWriter:
         """Return a writer that adds to this cache; first remove what killed processes have left there."""
-        for left_over in self._folder.glob(".*.tmp-*"):
+        for left_over in self.folder.glob(".*.tmp-*"):
             with suppress(FileNotFoundError):
                 if time.time() - left_over.stat().st_mtime > _OLD_SECONDS:
                     left_over.unlink()
-        return CacheWriter(self._folder, self._context)
+        return CacheWriter(self.folder, self._context)
 
 
 @dataclass
