@@ -23,10 +23,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from stages.cli import UserError, guard
+from stages.cli import UserError, guard, printable
 
 LEVELS = ("downloads", "datasets", "features", "runs")
 KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+MOST_PROBLEMS = 20
+"""Lines that are shown of what is wrong."""
+MOST_SEED = 2**32 - 1
+"""The highest seed that numpy takes."""
 T = TypeVar("T")
 OneOrMany = Annotated[list[T], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1)]
 """A value, or a list of values to choose from or to put together; always read as a list."""
@@ -93,7 +97,7 @@ class Split(Entry):
     repeats: int = Field(
         1, ge=1, description="how many splits; the test parts rotate, so repeats times test is a whole number, or 1"
     )
-    seed: int = Field(0, ge=0, description="seed of the split")
+    seed: int = Field(0, ge=0, le=MOST_SEED, description="seed of the split")
 
     @model_validator(mode="after")
     def _check(self) -> Split:
@@ -202,7 +206,7 @@ class Run(Entry):
     features: str = Field(description="key of the features")
     transfer: Any = Field(description="the method (kind) and its keys")
     repeats: int | None = Field(None, ge=1, description="use only so many of the data set's repeats")
-    seed: int = Field(0, ge=0, description="seed of the training")
+    seed: int = Field(0, ge=0, le=MOST_SEED, description="seed of the training")
     final: bool = Field(False, description="also train a model on all samples; it is not scored")
     labels_per_class: list[Annotated[int, Field(ge=2)] | Literal["all"]] | None = Field(
         None,
@@ -310,13 +314,20 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
         # What refers to an ill-named entry, or to one of a level that is none, is wrong for that reason alone.
         if not ill_named and all(isinstance(content.get(level), dict) for level in LEVELS):
             problems += _wrong_references(*_valid_part(content, downloads))
-        raise UserError("\n".join(dict.fromkeys(problems)))
+        raise UserError(_told(problems))
     runs = {k: run.model_copy(update={"transfer": transfers[k]}) for k, run in params.runs.items()}
     params = params.model_copy(update={"downloads": downloads, "runs": runs})
     problems = list(_wrong_references(params))
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError(_told(problems))
     return params
+
+
+def _told(problems: Iterable[str]) -> str:
+    """Return problems, each once and in a line of its own, and not more than fit on a screen."""
+    lines = [printable(problem) for problem in dict.fromkeys(problems)]
+    more = len(lines) - MOST_PROBLEMS
+    return "\n".join(lines if more <= 1 else [*lines[:MOST_PROBLEMS], f"params.yaml: and {more} more of the kind"])
 
 
 def _items(level: Any) -> list[tuple[Any, Any]]:

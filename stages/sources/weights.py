@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stages.params import Download
+from stages.params import MOST_SEED, Download
 
 
 class Params(Download):
@@ -28,7 +28,7 @@ class Params(Download):
     library: Literal["timm", "torchvision", "textbook"] | None = Field(
         None, description="whose network it is, for origin file and random; timm when left out; textbook has small_cnn"
     )
-    seed: int = Field(0, ge=0, description="seed of random weights")
+    seed: int = Field(0, ge=0, le=MOST_SEED, description="seed of random weights")
 
     @model_validator(mode="after")
     def _check(self) -> Params:
