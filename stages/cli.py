@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -42,6 +43,13 @@ def guard(function: Callable[[], Any]) -> NoReturn:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         print(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        # What is written by a library in Rust or C++ tells of a full disk in an error of its own.
+        full = os.strerror(errno.ENOSPC)
+        if full not in str(error):
+            raise
+        print(f"a file cannot be written: {full}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; nothing half written was kept, run again to go on", file=sys.stderr)

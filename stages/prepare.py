@@ -10,19 +10,21 @@ images of one group, stay on one side of every split.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stages.cli import UserError, run_stage, warn
-from stages.files import PREPARED, new_folder
+from stages.files import PREPARED, new_folder, write_table
 from stages.params import Dataset, suggest
 from stages.samples.checking import Checked, check_images
 from stages.samples.decoding import decode
+from stages.samples.describing import contradictions, describe
 from stages.samples.duplicates import clusters, near_duplicates
 from stages.samples.labels import Labels, make_labels
+from stages.samples.order import look_up_order
 from stages.samples.parts import check_groups, leaks, read_parts
 from stages.samples.pictures import contact_sheet, file_names, fitted, write_picture
 from stages.samples.splitting import join, make_strata, split, split_as_brought
@@ -61,6 +63,9 @@ def prepare(name: str, entry: Dataset) -> None:
         parts = divide(source, units, labels, groups, None if brought is None else brought[rows], entry, where)
         table = samples_table(beside_ours(source), checked, labels, groups, parts)
         rejected = rejected_table(images, reasons)
+        order = look_up_order([image.appearance for image in checked], labels.index, parts[0])
+        differing = list(contradictions(table, pairs))
+        write_table(folder / "contradictions.parquet", contradictions_table(differing))
         write_samples(
             folder,
             name,
@@ -71,10 +76,21 @@ def prepare(name: str, entry: Dataset) -> None:
             origin={key: images.facts[key] for key in ("source", "origin", "licence")},
             duplicates=len(rows) - len({image.pixel_hash for image in checked}),
             near_duplicates=len(np.unique(pairs)),
+            contradictions=len(differing),
+            order=order._asdict(),
+            described=describe(checked, labels.index, labels.classes, parts[0], rejected),
             pictures=write_sheets(folder / "pictures", images, rows, labels),
         )
     tell(name, table, labels, rejected)
+    tell_contradictions(name, differing)
     tell_near_duplicates(table, pairs, entry)
+    if order.tells:
+        kept = f"group: {entry.group} does not keep it together" if entry.group else "name what it shares as group"
+        warn(
+            f"{name}: for {order.share:.0%} of {order.tested:,} test images the training image that looks most like "
+            f"them stands near them in the order of names, and 50% is chance: what stands together may belong "
+            f"together; {kept}"
+        )
 
 
 def check_columns(images: Images, entry: Dataset, where: str) -> None:
@@ -198,9 +214,16 @@ def tell(name: str, table: pa.Table, labels: Labels, rejected: pa.Table) -> None
             f"{rejected.num_rows:,} of {table.num_rows + rejected.num_rows:,} images are left out, see "
             f"{PREPARED / name}/rejected.parquet; the first: {first['sample']}: {first['reason']}"
         )
-    for first, second in contradictions(table):
-        warn(f"{first} and {second} have the same pixels, but different labels")
-        break
+
+
+def tell_contradictions(name: str, differing: Sequence[tuple[str, str, str]]) -> None:
+    """Say of how many images others look the same and are labelled otherwise."""
+    if differing:
+        first, second, same = differing[0]
+        warn(
+            f"{len(differing):,} pairs of images have the same pixels or nearly the same looks, but different labels, "
+            f"see {PREPARED / name}/contradictions.parquet; the first: {first} and {second} (the same {same})"
+        )
 
 
 def tell_near_duplicates(table: pa.Table, pairs: Ints, entry: Dataset) -> None:
@@ -219,14 +242,13 @@ def tell_near_duplicates(table: pa.Table, pairs: Ints, entry: Dataset) -> None:
             )
 
 
-def contradictions(table: pa.Table) -> Iterator[tuple[str, str]]:
-    """Yield pairs of samples with the same pixels, but different labels."""
-    first: dict[str, tuple[str, int]] = {}
-    columns = (table[name].to_pylist() for name in ("sample", "pixel_hash", "label"))
-    for sample, pixels, label in zip(*columns, strict=True):
-        other, other_label = first.setdefault(pixels, (sample, label))
-        if label != other_label:
-            yield other, sample
+def contradictions_table(differing: Sequence[tuple[str, str, str]]) -> pa.Table:
+    """Return the rows of contradictions.parquet: sample, other, and what is the same, pixels or looks."""
+    import pyarrow as pa
+
+    columns = list(zip(*differing, strict=True)) or [(), (), ()]
+    names = ("sample", "other", "same")
+    return pa.table({n: pa.array(c, pa.string()) for n, c in zip(names, columns, strict=True)})
 
 
 if __name__ == "__main__":

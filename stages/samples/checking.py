@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from stages.cli import progress
 from stages.samples.decoding import BadImage, decode, pixel_hash
 from stages.samples.duplicates import appearance
@@ -15,19 +17,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from PIL import Image
+
     from stages.sources._raw import Images
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What an image is when it is decoded, upright; or the reason why it is not. appearance : see duplicates.py."""
+    """What an image is when it is decoded, upright; or the reason why it is not.
+
+    appearance : see duplicates.py; brightness : mean grey, 0 to 255
+    """
 
     width: int = 0
     height: int = 0
     mode: str = ""
     pixel_hash: str = ""
     appearance: bytes = b""
+    brightness: float = 0.0
     reason: str | None = None
+
+
+def brightness(image: Image.Image) -> float:
+    """Return the mean grey of a decoded image, 0 to 255."""
+    counts = np.array((image if image.mode == "L" else image.convert("L")).histogram())
+    return float(counts @ np.arange(256) / counts.sum())
 
 
 def check_images(images: Images, thumbnails: Path) -> list[Checked]:
@@ -38,7 +52,8 @@ def check_images(images: Images, thumbnails: Path) -> list[Checked]:
             image = decode(read())
         except BadImage as error:
             return Checked(reason=str(error)), b""
-        seen = Checked(image.width, image.height, image.mode, pixel_hash(image), appearance(image))
+        looks = appearance(image), brightness(image)
+        seen = Checked(image.width, image.height, image.mode, pixel_hash(image), *looks)
         return seen, thumbnail(image)
 
     checked = []

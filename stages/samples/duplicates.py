@@ -43,6 +43,14 @@ def appearance(image: Image.Image) -> bytes:
     return bits.tobytes() + colour.tobytes()
 
 
+def distances(one: bytes, others: Sequence[bytes]) -> NDArray[np.int64]:
+    """Return in how many bits of 256 the looks of an image differ from those of others; colour is not looked at."""
+    words = np.frombuffer(b"".join((one, *others)), np.uint8).reshape(len(others) + 1, 34)[:, :32]
+    words = np.ascontiguousarray(words).view(np.uint64)
+    found: NDArray[np.int64] = np.bitwise_count(words[1:] ^ words[0]).sum(axis=1, dtype=np.int64)
+    return found
+
+
 def near_duplicates(appearances: Sequence[bytes]) -> NDArray[np.int64]:
     """Return the pairs (k, 2) of images that look nearly the same, each once, the lower number first.
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from stages.files import DATA, PREPARED, RAW, read_json
+from stages.files import DATA, PREPARED, RAW, read_json, read_table
 from stages.params import Params
+from stages.samples.order import Order
 from stages.samples.pictures import contact_sheet
 from stages.samples.thumbnails import SIDE, read_thumbnails
 from stages.scoring.charts import Bars, Growth, Point, growth, scatter, style
@@ -418,18 +419,54 @@ def _data(
         "name": d.name,
         "facts": [(k, v) for k, v in _data_facts(d, dataset.images, facts, params) if v],
         "counted": "images" if "counts" in facts else "test images of all repeats",
-        "classes": [
-            {
-                "name": name,
-                "images": f"{n:,}",
-                "share": f"{n / max(sum(counts.values()), 1):.0%}".replace("%", "\u00a0%"),
-            }
-            for name, n in counts.items()
-        ],
+        **_class_table(counts, facts.get("described", {})),
         "pictures": [p for p in sheets if p is not None],
+        "contradictions": _contradictions(d.name, facts, pictures),
         "suspects": _suspects(d, records, facts, suspects, pictures),
         "note": "" if there else "Pictures of the classes are not on the machine that made this page.",
     }
+
+
+def _class_table(counts: Mapping[str, int], described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row for each class: how many images, in which part, how bright; what is not known here is left out."""
+    parts, brightness = described.get("parts", {}), described.get("brightness", {})
+    columns = [*(f"{part} in the first split" for part in next(iter(parts.values()), {}))]
+    columns += ["brightness, of 255"] if brightness else []
+    rows = []
+    for name, n in counts.items():
+        cells = [f"{count:,}" for count in parts.get(name, {}).values()]
+        if name in brightness:
+            low, middle, high = brightness[name]
+            cells.append(f"{middle:.0f} ({low:.0f} to {high:.0f})")
+        share = f"{n / max(sum(counts.values()), 1):.0%}".replace("%", "\u00a0%")
+        rows.append({"name": name, "cells": [f"{n:,}", share, *cells]})
+    return {"class_columns": columns, "classes": rows}
+
+
+def _contradictions(name: str, facts: Mapping[str, Any], pictures: Pictures) -> dict[str, Any] | None:
+    """Return how many pairs of images look the same and are labelled otherwise, and the first of them side by side."""
+    if not facts.get("contradictions"):
+        return None
+    folder = PREPARED / name
+    rows = read_table(folder / "contradictions.parquet").slice(0, MOST_SUSPECTS // 2).to_pylist()
+    table = read_table(folder / "samples.parquet", ["sample", "label"]).to_pydict()
+    label = dict(zip(table["sample"], table["label"], strict=True))
+    shown = [sample for row in rows for sample in (row["sample"], row["other"])]
+    captions = [f"{facts['classes'][label[sample]]}\n{sample}" for sample in shown]
+    sheet = _sheet(read_thumbnails(folder / "thumbnails.parquet", shown), captions)
+    return {
+        "text": f"{facts['contradictions']:,} pairs of images look the same and are labelled otherwise.",
+        "picture": pictures.add_bytes(
+            sheet, f"Contact sheet of pairs of {name} that look the same", "Pairs, with their labels and names."
+        ),
+    }
+
+
+def _sheet(images: Sequence[Any], captions: Sequence[str]) -> bytes:
+    """Return a contact sheet as PNG."""
+    sheet = io.BytesIO()
+    contact_sheet(images, captions, columns=6, side=SIDE).save(sheet, "PNG")
+    return sheet.getvalue()
 
 
 def _suspects(
@@ -451,11 +488,10 @@ def _suspects(
     if not shown or not here:
         return {"text": text, "picture": None}
     images = read_thumbnails(PREPARED / d.name / "thumbnails.parquet", [suspect.sample for suspect in shown])
-    sheet = io.BytesIO()
-    contact_sheet(images, [suspect.caption for suspect in shown], columns=6, side=SIDE).save(sheet, "PNG")
+    sheet = _sheet(images, [suspect.caption for suspect in shown])
     alt = f"Contact sheet of images of {d.name} whose labels look wrong"
     caption = f"The likeliest {len(shown)}: the probability and name of the class that it looks like, and its label."
-    return {"text": text, "picture": pictures.add_bytes(sheet.getvalue(), alt, caption)}
+    return {"text": text, "picture": pictures.add_bytes(sheet, alt, caption)}
 
 
 def _data_facts(d: DatasetComparison, images: str, facts: Mapping[str, Any], params: Params) -> list[tuple[str, Any]]:
@@ -467,10 +503,40 @@ def _data_facts(d: DatasetComparison, images: str, facts: Mapping[str, Any], par
         ("licence", download.get("licence")),
         ("division", _split_text(d, params)),
         ("groups", f"{d.groups:,}, by {group}" if d.groups else None),
-        ("left out", f"{facts['rejected']:,}; rejected.parquet says why" if facts.get("rejected") else None),
+        ("sizes", _sizes(facts.get("described", {}))),
+        ("left out", _left_out(facts)),
         ("exact duplicates", f"{facts['duplicates']:,}, kept on one side" if facts.get("duplicates") else None),
         ("near duplicates", _near_duplicates(facts, params.datasets[d.name].near_duplicates)),
+        ("leakage", _leakage(facts, group)),
     ]
+
+
+def _sizes(described: Mapping[str, Any]) -> str | None:
+    if not described:
+        return None
+    modes = {"L": "grey", "RGB": "colour"}
+    sizes = [f"{n:,} of {of}" for of, n in described["sizes"].items()]
+    sizes += [f"{described['other_sizes']:,} of other sizes"] if described["other_sizes"] else []
+    return f"{listed(sizes)}; {listed([f'{n:,} {modes.get(m, m)}' for m, n in described['modes'].items()])}"
+
+
+def _left_out(facts: Mapping[str, Any]) -> str | None:
+    if not facts.get("rejected"):
+        return None
+    reasons = [f"{n:,}: {reason}" for reason, n in facts.get("described", {}).get("reasons", {}).items()]
+    return "; ".join([f"{facts['rejected']:,}, listed in rejected.parquet", *reasons])
+
+
+def _leakage(facts: Mapping[str, Any], group: str | None) -> str | None:
+    """Say whether images that stand together look alike across training and test (see samples/order.py)."""
+    found = Order(**facts["order"]) if "order" in facts else Order(0.0, 0)
+    if not found.tested:
+        return None
+    of = f"for {found.share:.0%} of {found.tested:,} test images, where 50 % is chance".replace("%", "\u00a0%")
+    if not found.tells:
+        return f"none seen: the training image that looks most like a test image stands near it {of}"
+    what = f"{group} does not keep it together" if group else "name what it shares as group"
+    return f"likely: the training image that looks most like a test image stands near it {of}; {what}"
 
 
 def _near_duplicates(facts: Mapping[str, Any], together: bool) -> str | None:

@@ -12,6 +12,7 @@ also remembers what it cost to compute.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -38,6 +39,7 @@ FLUSH_SECONDS = 30.0
 FLUSH_BYTES = 32 * 2**20
 """A shard is written when any of the three is reached: a killed extraction loses no more, and memory holds no more."""
 
+_NUMBERS = itertools.count()
 _OLD_SECONDS = 86400.0  # no process takes so long to write a shard
 _IMAGE_HASHES, _CHECKSUMS = "image_hashes", "checksums"
 
@@ -294,7 +296,8 @@ class CacheWriter:
         checksum = _index_checksum(facts, hashes, checksums)
         if not self._folder.is_dir():
             write_json(self._folder / "context.json", self._context)
-        name = f"{time.time_ns():020d}-{os.getpid()}-{channels}.safetensors"  # never a name that another process takes
+        # Never a name that another process takes, nor this one, though a clock may stand still or jump back.
+        name = f"{time.time_ns():020d}-{os.getpid()}-{next(_NUMBERS)}.safetensors"
         with new_file(self._folder / name) as path:
             tensors = {**tensors, _IMAGE_HASHES: hashes, _CHECKSUMS: checksums}
             save_file(tensors, path, {"facts": facts, "checksum": str(checksum)})

@@ -106,7 +106,7 @@ def test_same_inputs_give_the_same_bytes(cells: list[Path], work: Path) -> None:
     photos(cells)
     run()
     first = {path: path.read_bytes() for path in (work / "data/prepared").rglob("*") if path.is_file()}
-    assert len(first) == 6
+    assert len(first) == 7
     run()
     assert {path: path.read_bytes() for path in (work / "data/prepared").rglob("*") if path.is_file()} == first
 
@@ -167,8 +167,30 @@ def test_same_pixels_with_different_labels_are_told(cells: list[Path], capsys: p
     shutil.copyfile(cells[0], "photos/defective/x.png")  # cells[0] lies in sound
     refetch()
     run()
-    message = "warning: defective/x.png and sound/cell0001.png have the same pixels, but different labels\n"
-    assert capsys.readouterr().err == message
+    assert capsys.readouterr().err == (
+        "warning: 1 pairs of images have the same pixels or nearly the same looks, but different labels, see "
+        "data/prepared/cells/contradictions.parquet; the first: defective/x.png and sound/cell0001.png (the same "
+        "pixels)\n"
+    )
+    [row] = pq.read_table("data/prepared/cells/contradictions.parquet").to_pylist()
+    assert row == {"sample": "defective/x.png", "other": "sound/cell0001.png", "same": "pixels"}
+
+
+def test_the_data_set_is_described(cells: list[Path]) -> None:
+    photos(cells)
+    Image.new("RGB", (40, 30), (255, 0, 0)).save("photos/sound/red.png")
+    Path("photos/sound/empty.png").touch()
+    refetch()
+    samples = run()
+    found = samples.facts["described"]
+    assert found["sizes"] == {"300 x 300": 24, "40 x 30": 1}
+    assert found["modes"] == {"L": 24, "RGB": 1}
+    assert found["reasons"] == {"the file is empty": 1}
+    assert {name: sum(parts.values()) for name, parts in found["parts"].items()} == samples.facts["counts"]
+    assert sum(parts["test"] for parts in found["parts"].values()) == len(samples.part(0, "test"))
+    greys = [np.asarray(Image.open(path)).mean() for path in Path("photos/defective").iterdir()]
+    assert found["brightness"]["defective"][1] == pytest.approx(np.median(greys), abs=0.051)
+    assert samples.facts["order"] == {"near": 0.0, "tested": 0}  # all stand near each other
 
 
 def test_groups_stay_whole_and_are_counted(cells: list[Path]) -> None:

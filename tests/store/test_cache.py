@@ -1,6 +1,7 @@
 """The private cache: what was put in is found by image and column, and damage is never taken for a number."""
 
 import hashlib
+import itertools
 import os
 import random
 import re
@@ -112,6 +113,20 @@ def test_what_was_computed_before_an_error_is_kept():
     with pytest.raises(KeyboardInterrupt):
         fail(cache)
     assert cache.find(to_digests(HASHES[:2]), [A]).complete
+
+
+@pytest.mark.parametrize("clock", [lambda _: 10**18, lambda n: 10**18 - n * 10**12], ids=["stands", "jumps back"])
+def test_a_clock_that_is_wrong_loses_nothing(clock, monkeypatch):
+    times = itertools.count()
+    monkeypatch.setattr(time, "time_ns", lambda: clock(next(times)))
+    monkeypatch.setattr(time, "time", lambda: clock(next(times)) / 1e9)
+    monkeypatch.setattr(cache_module, "FLUSH_IMAGES", 4)
+    cache = ActivationCache({})
+    fill(cache, HASHES[:20])
+    fill(cache, HASHES[20:])
+    stored = cache.find(to_digests(HASHES), [A, B])
+    assert stored.complete
+    assert_right(stored, range(40), HASHES, [A, B])
 
 
 def test_grey_and_colour_images_lie_apart_and_tell_their_channels(root):

@@ -16,6 +16,7 @@ in a checkpoint: a training that was killed goes on there, and ends with the sam
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -589,8 +590,10 @@ def _keep(course: Course, path: Any) -> None:
         "random_on_device": torch.cuda.get_rng_state(where) if where.type == "cuda" else None,
         "taken": course.taken.tolist(),
     }
-    with new_file(path) as temporary:
-        torch.save(state, temporary)
+    content = io.BytesIO()
+    torch.save(state, content)
+    with new_file(path) as temporary:  # written here, a full disk is told as one
+        temporary.write_bytes(content.getbuffer())
 
 
 def _restore(course: Course, path: Any) -> None:
