@@ -11,6 +11,7 @@ stage that runs meanwhile computes again what it misses.
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -111,21 +112,22 @@ def held(uses: Sequence[Use]) -> list[Held]:
     return sorted(rows, key=lambda row: -row.bytes)
 
 
-def size_of(folder: Path) -> int:
-    """Return the bytes of all files below a folder."""
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder."""
     total = 0
-    for path in folder.rglob("*"):
+    for file in (path, *path.rglob("*")):
         with suppress(FileNotFoundError):
-            total += path.stat().st_size if path.is_file() else 0
+            total += file.stat().st_size if file.is_file() else 0
     return total
 
 
 def given_up() -> Iterator[Path]:
-    """Yield what was begun in the cache and not touched for a day."""
+    """Yield what was begun in the cache and not touched for a day: a training's folder, a download."""
     for name in UNFINISHED:
-        for path in (cache_root() / name).glob("*"):
+        for path in sorted((cache_root() / name).glob("*")):
             with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > OLD_SECONDS:
+                touched = max(inner.stat().st_mtime for inner in (path, *path.rglob("*")))
+                if time.time() - touched > OLD_SECONDS:
                     yield path
 
 
@@ -133,9 +135,11 @@ def prune(rows: Sequence[Held]) -> int:
     """Remove what is not used and what was given up; return how many bytes that was."""
     freed = 0
     for path in (*(path for row in rows for path in row.unused), *given_up()):
-        with suppress(FileNotFoundError):
-            freed += path.stat().st_size
-            path.unlink()
+        freed += size_of(path)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     for row in rows:
         if not any(row.folder.glob("*.safetensors")):
             (row.folder / "context.json").unlink(missing_ok=True)

@@ -120,13 +120,19 @@ def test_where_it_is_not_known_what_is_used_that_is_said() -> None:
 
 @pytest.mark.usefixtures("project")
 def test_what_was_begun_is_removed_once_it_is_old() -> None:
-    folder = Path(".transfer/cache/trainings")
-    folder.mkdir()
-    for name in ("old", "new"):
-        (folder / name).write_bytes(b"123")
-    os.utime(folder / "old", (time.time() - 2 * 86400,) * 2)
-    assert prune(held(all_uses()[0])) == 3
-    assert [path.name for path in folder.iterdir()] == ["new"]
+    old = time.time() - 2 * 86400
+    trainings = Path(".transfer/cache/trainings")
+    for name in ("old", "begun-again", "new"):
+        (trainings / name).mkdir(parents=True)
+        (trainings / name / "repeat-0-train-all-choice.pt").write_bytes(b"123")
+    downloads = Path(".transfer/cache/downloads")
+    downloads.mkdir()
+    (downloads / "0123.part").write_bytes(b"4567")
+    for path in (downloads / "0123.part", *(trainings / "old").iterdir(), trainings / "old", trainings / "begun-again"):
+        os.utime(path, (old, old))
+    assert prune(held(all_uses()[0])) == 3 + 4
+    assert sorted(path.name for path in trainings.iterdir()) == ["begun-again", "new"]
+    assert list(downloads.iterdir()) == []
 
 
 @pytest.mark.usefixtures("project")
