@@ -58,8 +58,11 @@ def extract(name: str, entry: Features) -> None:
             with suppress(DamagedShardError):
                 _write(name, entry, backbone, stored, rejected, folder)
                 return
-        else:
-            rejected |= _compute(images, rows[decodable], stored, entry, backbone, cache)
+            continue
+        with cache.alone():
+            stored = cache.find(digests[decodable], columns)
+            if not stored.complete:
+                rejected |= _compute(images, rows[decodable], stored, entry, backbone, cache)
     raise RuntimeError(f"{ATTEMPTS} attempts: the cache does not keep what is written into it")
 
 

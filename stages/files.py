@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.cli import UserError
+from stages.cli import UserError, warn
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,6 +27,7 @@ MODELS = DATA / "models"
 EVALUATIONS = DATA / "evaluations"
 COSTS = DATA / "costs"
 REPORTS = Path("reports")
+SECONDS_BEFORE_SAYING_SO = 2
 LEARNED = "learned.parquet"
 """In a folder with a network that was trained here: what images it has learned from, by their pixels."""
 
@@ -79,6 +80,24 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path, waits_for: str) -> Iterator[None]:
+    """Hold a lock, a file, while the block runs; it ends with its process. Says what it waits for when it has to."""
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=SECONDS_BEFORE_SAYING_SO)
+    except Timeout:
+        warn(f"{waits_for}: waiting for it to end")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _is_running(pid: int) -> bool:

@@ -482,10 +482,12 @@ def test_killed_in_the_middle_it_goes_on_from_there_to_the_bytes_of_an_undisturb
     assert contents("f") == whole
 
 
-def test_two_processes_at_once_write_the_same_bytes():
+def test_two_processes_at_once_write_the_same_bytes_and_do_the_work_once():
     extract("alone", Features(images="mixed", backbone="raw/network", image_size=40, cut="image"))
     running = [start(), start()]
-    assert [process.wait() for process in running] == [0, 0]
+    shards = [int(process.communicate()[0].split()[0]) for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert sorted(shards)[0] == 0
     whole = contents("f")
     again = start()
     assert again.communicate()[0].split()[0] == "0"

@@ -19,7 +19,7 @@ import resource
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.cli import warn
-from stages.files import hash_json, new_file, write_json
+from stages.files import hash_json, locked, new_file, write_json
 from stages.store.activations import Digests, to_digests
 from stages.store.location import cache_root
 
@@ -214,6 +214,10 @@ class ActivationCache:
                 shard_of[np.ix_(held, at)] = len(shards)
                 shards.append(shard)
         return Stored(digests, tuple(columns), tuple(shards), shard_of)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold this context's lock: who computes what it lacks looks up again first, as another may have done it."""
+        return locked(self.folder.with_suffix(".lock"), "another process computes activations of the same network")
 
     def writer(self) -> CacheWriter:
         """Return a writer that adds to this cache; first remove what killed processes have left there."""

@@ -11,13 +11,14 @@ import os
 import socket
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from stages.cli import warn
+from stages.files import locked
 from stages.store.location import shared_root
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ DATASET = "transfer.dataset"
 """Tag of an experiment: which data set it is about. By it ours are told from others' experiments."""
 
 SECONDS_TO_ANSWER = 5
-SECONDS_BEFORE_SAYING_SO = 3
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -204,26 +204,12 @@ def told_in_one_line(store: Store) -> Iterator[None]:
         raise StoreError(f"{store.shown}: {reason}") from error
 
 
-@contextmanager
-def publish_lock() -> Iterator[None]:
+def publish_lock() -> AbstractContextManager[None]:
     """Hold the lock of this project's publishers, in whatever working copy they run.
 
-    MLflow has no unique tags, and two processes cannot make its database at once. The lock ends with its process.
+    MLflow has no unique tags, and two processes cannot make its database at once.
     """
-    from filelock import FileLock, Timeout
-
-    path = shared_root() / ".transfer" / "publish.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=SECONDS_BEFORE_SAYING_SO)
-    except Timeout:
-        warn("another process is publishing: waiting for it to end")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    return locked(shared_root() / ".transfer" / "publish.lock", "another process is publishing")
 
 
 def split_names(tag: str) -> set[str]:

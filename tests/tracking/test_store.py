@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from stages import files
 from stages.cli import UserError
 from stages.tracking import server as server_module
 from stages.tracking import store as store_module
@@ -272,7 +273,7 @@ def test_ui_says_in_one_line_why_it_cannot_start(
 def test_waiting_for_another_publisher_is_said(
     results: Results, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(store_module, "SECONDS_BEFORE_SAYING_SO", 0.1)
+    monkeypatch.setattr(files, "SECONDS_BEFORE_SAYING_SO", 0.1)
     script = (
         "import time; from stages.tracking.store import publish_lock\n"
         "with publish_lock(): print('held', flush=True); time.sleep(1)"
