@@ -7,7 +7,8 @@ with three exceptions that are mended here; what is computed is the same.
   times as long. It is put in order where it comes in.
 - A 1 x 1 convolution is a product of matrices. There and back to its input a convolution is the faster way; for the
   gradient of its weights a product of matrices is, by up to a half, with the longer side of the weights first.
-- An activation that is computed in place first copies what it needs on the way back. Out of place it need not.
+- An activation that is computed in place first copies its input for the way back. That of a clipped one (ReLU6) can be
+  told from its output, which costs nothing; others are computed out of place.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-COPYING = (nn.Hardtanh, nn.Hardswish, nn.SiLU)
+COPYING = (nn.Hardswish, nn.SiLU)
 """Activations whose derivative needs their input."""
 
 
@@ -34,6 +35,8 @@ def train_channels_last(network: nn.Module) -> None:
             module.register_forward_hook(_order_gradient)
         elif type(module) is nn.Conv2d and _is_pointwise(module):
             module.__class__ = Pointwise
+        elif type(module) in (nn.Hardtanh, nn.ReLU6):
+            module.__class__ = Clipped
         elif isinstance(module, COPYING):
             module.inplace = False
 
@@ -72,6 +75,31 @@ class _Pointwise(torch.autograd.Function):
             long = weight.shape[0] >= weight.shape[1]
             product = (outputs.t() @ inputs if long else (inputs.t() @ outputs).t()).view_as(weight)
         return back[0], product, outputs.sum(0) if of_bias else None
+
+
+class Clipped(nn.Hardtanh):
+    """An activation that is its input between two limits, and is remembered by its output alone."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Return the input between the limits, in its place where the network allows that."""
+        result: Tensor = _Clipped.apply(input, self.min_val, self.max_val, self.inplace)
+        return result
+
+
+class _Clipped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, low: float, high: float, inplace: bool) -> Tensor:
+        if inplace:
+            ctx.mark_dirty(maps)
+        result = maps.clamp_(low, high) if inplace else maps.clamp(low, high)
+        ctx.save_for_backward(result)
+        ctx.limits = low, high
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (result,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(*gradients, result, *ctx.limits), None, None, None
 
 
 def _rows(maps: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from stages.transfers.shared.layout import Pointwise, channels_last, train_channels_last
+from stages.transfers.shared.layout import Clipped, Pointwise, channels_last, train_channels_last
 from tests.backbones.conftest import network
 
 
@@ -52,7 +52,26 @@ def test_the_way_back_of_a_pointwise_convolution_is_its_derivative(inputs: int, 
     assert torch.autograd.gradcheck(result, (maps, *convolution.parameters()))
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU6, nn.Hardswish, nn.SiLU])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_what_is_clipped_goes_back_where_it_was_within_its_limits(inplace: bool) -> None:
+    body = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU6(inplace=inplace))
+    plain = copy.deepcopy(body)
+    train_channels_last(body)
+    assert isinstance(body[1], Clipped)
+    maps = channels_last(10 * torch.randn(4, 3, 5, 5))
+    found = []
+    for tried in (plain, body):
+        given = maps.clone().requires_grad_(True)
+        (tried(given) * torch.arange(25.0).reshape(5, 5)).sum().backward()
+        found.append((given.grad, tried[0].weight.grad))
+    torch.testing.assert_close(found[1], found[0])
+    kept = torch.linspace(-7, 7, 8)
+    result = body[1](kept)
+    assert torch.equal(result, torch.linspace(-7, 7, 8).clamp(0, 6))
+    assert (result.data_ptr() == kept.data_ptr()) is inplace
+
+
+@pytest.mark.parametrize("activation", [nn.Hardswish, nn.SiLU])
 def test_activations_no_longer_overwrite_what_their_derivative_needs(activation: type[nn.Module]) -> None:
     body = activation(inplace=True)
     train_channels_last(body)
