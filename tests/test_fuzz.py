@@ -193,6 +193,7 @@ def test_images_that_are_broken_are_refused_or_seen_and_nothing_else(seed: int) 
     assert 5 <= seen <= 60
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_a_data_set_of_broken_images_is_prepared_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lot = random.Random(0)
