@@ -30,11 +30,9 @@ from stages.params import read_params
 from stages.scoring.wording import size
 from stages.sources._raw import read_images
 from stages.store.activations import Digests, to_digests
-from stages.store.cache import ActivationCache, Column, Shard, shards_in
+from stages.store.cache import OLD_SECONDS, ActivationCache, Column, Shard, shards_in
 from stages.store.location import cache_root, shared_root
 
-OLD_SECONDS = 86400.0
-"""What lies unfinished for longer is taken for given up."""
 UNFINISHED = ("trainings", "downloads")
 """Folders of the cache in which each thing belongs to a run that will go on with it."""
 

@@ -24,7 +24,7 @@ from stages.samples.decoding import decode
 from stages.samples.describing import contradictions, describe
 from stages.samples.duplicates import clusters, near_duplicates
 from stages.samples.labels import Labels, make_labels
-from stages.samples.order import look_up_order
+from stages.samples.order import Order, look_up_order
 from stages.samples.parts import check_groups, leaks, read_parts
 from stages.samples.pictures import contact_sheet, file_names, fitted, write_picture
 from stages.samples.splitting import join, make_strata, split, split_as_brought
@@ -57,13 +57,14 @@ def prepare(name: str, entry: Dataset) -> None:
         source, checked = images.samples.take(rows), [checked[row] for row in rows]
         labels = labels.take(rows)
         groups = group_names(source, entry.group)
-        pairs = near_duplicates([image.appearance for image in checked])
+        looks = [image.appearance for image in checked]
+        pairs = near_duplicates(looks)
         alike = clusters(pairs, len(rows)) if entry.near_duplicates else [None] * len(rows)
         units = join(groups, [image.pixel_hash for image in checked], alike)
         parts = divide(source, units, labels, groups, None if brought is None else brought[rows], entry, where)
         table = samples_table(beside_ours(source), checked, labels, groups, parts)
         rejected = rejected_table(images, reasons)
-        order = look_up_order([image.appearance for image in checked], labels.index, parts[0])
+        order = look_up_order(looks, labels.index, parts[0])
         differing = list(contradictions(table, pairs))
         write_table(folder / "contradictions.parquet", contradictions_table(differing))
         write_samples(
@@ -84,13 +85,7 @@ def prepare(name: str, entry: Dataset) -> None:
     tell(name, table, labels, rejected)
     tell_contradictions(name, differing)
     tell_near_duplicates(table, pairs, entry)
-    if order.tells:
-        kept = f"group: {entry.group} does not keep it together" if entry.group else "name what it shares as group"
-        warn(
-            f"{name}: for {order.share:.0%} of {order.tested:,} test images the training image that looks most like "
-            f"them stands near them in the order of names, and 50% is chance: what stands together may belong "
-            f"together; {kept}"
-        )
+    tell_order(name, order, entry.group)
 
 
 def check_columns(images: Images, entry: Dataset, where: str) -> None:
@@ -240,6 +235,17 @@ def tell_near_duplicates(table: pa.Table, pairs: Ints, entry: Dataset) -> None:
                 f"{len(np.unique(apart)):,} images look nearly the same as one of other {what}, as {first} and {second}"
                 f"{kept if what == 'groups' else ''}"
             )
+
+
+def tell_order(name: str, order: Order, group: str | None) -> None:
+    """Say where the order of the images tells which look alike across training and test."""
+    if order.tells:
+        kept = f"group: {group} does not keep it together" if group else "name what it shares as group"
+        warn(
+            f"{name}: for {order.share:.0%} of {order.tested:,} test images the training image that looks most like "
+            f"them stands near them in the order of names, and 50% is chance: what stands together may belong "
+            f"together; {kept}"
+        )
 
 
 def contradictions_table(differing: Sequence[tuple[str, str, str]]) -> pa.Table:

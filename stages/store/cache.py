@@ -40,7 +40,8 @@ FLUSH_BYTES = 32 * 2**20
 """A shard is written when any of the three is reached: a killed extraction loses no more, and memory holds no more."""
 
 _NUMBERS = itertools.count()
-_OLD_SECONDS = 86400.0  # no process takes so long to write a shard
+OLD_SECONDS = 86400.0
+"""What lies unfinished for longer is taken for given up."""
 _IMAGE_HASHES, _CHECKSUMS = "image_hashes", "checksums"
 
 
@@ -223,7 +224,7 @@ class ActivationCache:
         """Return a writer that adds to this cache; first remove what killed processes have left there."""
         for left_over in self.folder.glob(".*.tmp-*"):
             with suppress(FileNotFoundError):
-                if time.time() - left_over.stat().st_mtime > _OLD_SECONDS:
+                if time.time() - left_over.stat().st_mtime > OLD_SECONDS:
                     left_over.unlink()
         return CacheWriter(self.folder, self._context)
 
