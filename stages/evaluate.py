@@ -43,7 +43,7 @@ MOST_SLICES = 30
 """Values of a column up to which each is looked at alone; of more, ranges of numbers, and the most frequent words."""
 FEWEST_IMAGES = 10
 """Test images that a word must have to be looked at alone where there are many."""
-FACTS = ("classes", "family", "kind", "dataset", "features", "fingerprint")
+FACTS = ("classes", "family", "kind", "dataset", "features", "fingerprint", "multi_label")
 
 
 def evaluate(name: str, entry: Run) -> None:
@@ -61,7 +61,7 @@ def evaluate(name: str, entry: Run) -> None:
     details["labels"] = dict(curve(name, samples, features, run, figures))
     record = Record(
         run=name,
-        facts={fact: run[fact] for fact in FACTS},
+        facts={fact: run[fact] for fact in FACTS if fact in run},
         metrics={
             **flat(figures),
             "repeats": len(outcomes.repeat_numbers),
@@ -153,7 +153,7 @@ def describe(
     samples: Samples, rows: Integers, outcomes: Outcomes, of_classes: dict[str, dict[str, Estimate]]
 ) -> dict[str, Any]:
     """Return the figures of each class, and of the images with each value of the source's columns."""
-    images = np.bincount(outcomes.truth, minlength=len(outcomes.classes)).tolist()
+    images = [int(outcomes.positive(c).sum()) for c in range(len(outcomes.classes))]
     slices, left = [], []
     for column in samples.facts["columns"]:
         values = samples.table[column].take(rows).to_pylist()
@@ -225,7 +225,8 @@ def read_cost(name: str, entry: Run, features: FeatureStore) -> dict[str, Any]:
 def summary(name: str, figures: dict[str, Estimate], details: dict[str, Any]) -> str:
     """Say in a line how good the run is, and of which columns some values are not looked at alone."""
     parts = []
-    for key, title in (("accuracy", "accuracy"), ("auc", "AUC")):
+    shown = {"accuracy": "accuracy"} if "micro_f1" not in figures else {"average_precision": "mean average precision"}
+    for key, title in (*shown.items(), ("auc", "AUC")):
         figure = figures[key]
         interval = "" if figure.low is None else f" ({figure.low:.3f} to {figure.high:.3f})"
         parts.append(f"{title} {'undefined' if figure.value is None else f'{figure.value:.3f}'}{interval}")

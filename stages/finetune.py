@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
@@ -41,6 +42,7 @@ from stages.store.location import cache_root
 from stages.store.models import write_model
 from stages.threads import thread_count
 from stages.transfers import Part, TrainingData
+from stages.transfers.shared.several import fit_each
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,10 +155,8 @@ def _train(
     Where the test part is among them nothing is left out: what could be refitted on training and validation, is.
     """
     rows, validation = samples.labelled(repeat, parts, budget)
-    missing = np.flatnonzero(np.bincount(samples.labels[rows], minlength=len(samples.classes)) == 0)
-    if len(missing):
-        absent = ", ".join(samples.classes[c] for c in missing)
-        raise UserError(f"runs.{name}, repeat {repeat}: no sample of {absent} in the training part of {run.dataset}")
+    if problem := _unlearnable(samples, rows):
+        raise UserError(f"runs.{name}, repeat {repeat}: {problem} in the training part of {run.dataset}")
     method = kind_module("transfers", run.transfer.kind)
     streams = _streams(run)
     views = ["identity"] if not streams and getattr(run.transfer, "views", None) == "identity" else None
@@ -172,10 +172,22 @@ def _train(
         if streams:
             course = f"repeat-{repeat}-{'-'.join(parts)}-{budget or 'all'}"
             data = _with_network(data, samples, features, _checkpoints(run, samples, features) / course)
-        model: Model = method.fit(transfer, data, run.seed)
+        fit = partial(fit_each, method.fit) if samples.multi_label and not streams else method.fit
+        model: Model = fit(transfer, data, run.seed)
     except UserError as error:
         raise UserError(f"runs.{name}, repeat {repeat}: {error}") from None
     return model
+
+
+def _unlearnable(samples: Samples, rows: NDArray[np.int64]) -> str | None:
+    """Say why some samples do not tell the classes, or the labels, apart."""
+    labels = samples.labels[rows]
+    held = labels.sum(axis=0) if samples.multi_label else np.bincount(labels, minlength=len(samples.classes))
+    if (held == 0).any():
+        return f"no sample of {', '.join(samples.classes[c] for c in np.flatnonzero(held == 0))}"
+    if samples.multi_label and (held == len(rows)).any():
+        return f"no sample without {', '.join(samples.classes[c] for c in np.flatnonzero(held == len(rows)))}"
+    return None
 
 
 def _streams(run: Run) -> bool:
@@ -292,6 +304,7 @@ def _facts(run: Run, samples: Samples, features: FeatureStore, models: list[Mode
         "licence": network["licence"],
         "images": samples.facts["origin"],
         "classes": samples.classes,
+        **({"multi_label": True} if samples.multi_label else {}),
         "chosen": [model.chosen for model in models],
         "trained_parameters": models[0].trained_parameters,
         "budgets": [budget or "all" for budget in run.budgets],

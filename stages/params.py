@@ -57,11 +57,18 @@ class Download(Entry):
 class Label(Entry):
     """Where an image's class comes from."""
 
-    column: str = Field("class", description="column of the source that holds the class, or a number")
+    column: str | list[str] = Field(
+        "class",
+        description="column of the source that holds the class, or a number; or for several labels of an image a "
+        "column of each, of 0 and 1",
+    )
+    separator: str | None = Field(
+        None, min_length=1, description="what stands between an image's labels where the column holds several in a cell"
+    )
     threshold: float | Annotated[list[float], Field(min_length=1)] | None = Field(
         None,
         description="makes two classes of a number: below the threshold, and at least the threshold; several "
-        "thresholds make one more than there are",
+        "thresholds make one more than there are; of several columns each is a label from the threshold on",
     )
     soft: str | dict[str, str] | None = Field(
         None,
@@ -73,7 +80,27 @@ class Label(Entry):
     def _check(self) -> Label:
         if any(low >= high for low, high in pairwise(self.thresholds)):
             raise ValueError(f"threshold: {', '.join(f'{t:g}' for t in self.thresholds)} do not rise")
+        if self.separator is not None and (self.thresholds or isinstance(self.column, list)):
+            raise ValueError("separator parts the labels in the cells of one column, without threshold")
+        if isinstance(self.column, list) and len(self.column) < 2:
+            raise ValueError("column is a list of two labels or more; name a single column without the list")
+        if isinstance(self.column, list) and len(self.thresholds) > 1:
+            raise ValueError("threshold: several columns take one, from which on an image has the label")
+        if isinstance(self.column, list) and len(set(self.column)) < len(self.column):
+            raise ValueError("column names something twice")
+        if self.multi_label and self.soft is not None:
+            raise ValueError("soft is for one class of each image; here are several labels")
         return self
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return isinstance(self.column, list) or self.separator is not None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that the labels are made of."""
+        return self.column if isinstance(self.column, list) else [self.column]
 
     @property
     def thresholds(self) -> list[float]:
@@ -461,9 +488,16 @@ def _references(params: Params) -> Iterator[tuple[str, str]]:
             )
         if run.repeats is not None and run.repeats > dataset.split.repeats:
             yield f"params.yaml: runs.{name}.repeats is {run.repeats}: {run.dataset} has {dataset.split.repeats}", ""
-        if not isinstance(run.transfer, Transfer):
+        kind = getattr(run.transfer, "kind", None)
+        if kind is None:
             continue  # what is wrong with it has been said
-        problem = getattr(kind_module("transfers", run.transfer.kind), "problem", None)
+        if dataset.label.multi_label and run.labels_per_class is not None:
+            yield (
+                f"params.yaml: runs.{name}.labels_per_class counts images of one class each; {run.dataset} has several "
+                "labels of an image",
+                "",
+            )
+        problem = getattr(kind_module("transfers", kind), "problem", None)
         if problem is not None and (reason := problem(run.transfer, features, dataset)):
             yield f"params.yaml: runs.{name}: {reason}", ""
     for dataset_name, run_name in params.compare.references.items():

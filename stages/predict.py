@@ -30,6 +30,7 @@ from stages.cli import UserError, guard, warn
 from stages.files import MODELS, read_json
 from stages.params import Features, suggest
 from stages.samples.decoding import BadImage
+from stages.scoring.metrics import LEAST_PRESENT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     Probabilities = NDArray[np.float64]
     Reader = Callable[[], bytes]
 
+BETWEEN = ";"
+"""Between the labels of an image that has several."""
 IMAGES_AT_ONCE = 512
 """So many images are read, passed through the network and predicted before the first of them is written."""
 
@@ -58,10 +61,17 @@ class Predictor:
         facts = read_json(own if own.is_file() else folder.parent / "run.json")
         self.classes: list[str] = facts["classes"]
         self.columns = [f"p_{name}" for name in self.classes]
+        self.multi_label = bool(facts.get("multi_label"))
         self._folder = folder
         stored = read_json(folder / "features.json")
         self._shape: list[int] = stored["shape"]
         self._features = Features.model_validate(stored["entry"])
+
+    def names(self, probabilities: Probabilities) -> list[str]:
+        """Return the most probable class; of several labels those of probability one half or more."""
+        if self.multi_label:
+            return [name for name, p in zip(self.classes, probabilities, strict=True) if p >= LEAST_PRESENT]
+        return [self.classes[probabilities.argmax()]]
 
     def predict(self, contents: Iterable[bytes]) -> list[Probabilities | BadImage]:
         """Return for each image file, given by its bytes, the probabilities (classes,), or why it cannot be decoded."""
@@ -214,12 +224,13 @@ def _writer(form: str, predictor: Predictor) -> Callable[[str, Probabilities], N
     table = csv.writer(sys.stdout, lineterminator="\n")
 
     def write_csv(path: str, probabilities: Probabilities) -> None:
-        table.writerow([path, predictor.classes[probabilities.argmax()], *(f"{p:.9g}" for p in probabilities)])
+        table.writerow([path, BETWEEN.join(predictor.names(probabilities)), *(f"{p:.9g}" for p in probabilities)])
 
     def write_json(path: str, probabilities: Probabilities) -> None:
         rounded = {name: float(f"{p:.9g}") for name, p in zip(predictor.classes, probabilities, strict=True)}
-        line = {"path": path, "class": predictor.classes[probabilities.argmax()], "probabilities": rounded}
-        print(json.dumps(line))
+        names = predictor.names(probabilities)
+        answer = {"classes": names} if predictor.multi_label else {"class": names[0]}
+        print(json.dumps({"path": path, **answer, "probabilities": rounded}))
 
     if form == "jsonl":
         return write_json

@@ -71,7 +71,7 @@ def prepare(name: str, entry: Dataset) -> None:
             folder,
             name,
             entry,
-            labels.classes,
+            labels,
             table,
             rejected,
             origin={key: images.facts[key] for key in ("source", "origin", "licence")},
@@ -79,7 +79,7 @@ def prepare(name: str, entry: Dataset) -> None:
             near_duplicates=len(np.unique(pairs)),
             contradictions=len(differing),
             order=order._asdict(),
-            described=describe(checked, labels.index, labels.classes, parts[0], rejected),
+            described=describe(checked, labels, parts[0], rejected),
             pictures=write_sheets(folder / "pictures", images, rows, labels),
         )
     tell(name, table, labels, rejected)
@@ -90,7 +90,9 @@ def prepare(name: str, entry: Dataset) -> None:
 
 def check_columns(images: Images, entry: Dataset, where: str) -> None:
     """Raise UserError for a column that the images do not have."""
-    named = {"label.column": entry.label.column, "group": entry.group, "split.column": entry.split.column}
+    named = {"group": entry.group, "split.column": entry.split.column}
+    several = isinstance(entry.label.column, list)
+    named |= {f"label.column{f'.{i}' if several else ''}": column for i, column in enumerate(entry.label.columns)}
     soft = entry.label.soft
     named |= {f"label.soft.{name}": column for name, column in soft.items()} if isinstance(soft, dict) else {}
     named |= {"label.soft": soft} if isinstance(soft, str) else {}
@@ -125,7 +127,7 @@ def why_left_out(
     reasons = [image.reason for image in checked]
     for row, label in enumerate(labels.index):
         if label < 0:
-            reasons[row] = reasons[row] or f"no label: the column {entry.label.column} is empty"
+            reasons[row] = reasons[row] or f"no label: the column {', '.join(entry.label.columns)} is empty"
         elif brought is not None and brought[row] < 0:
             reasons[row] = reasons[row] or f"in no part: the column {entry.split.column} is empty"
     if brought is not None:
@@ -155,12 +157,12 @@ def divide(
     where: str,
 ) -> list[Ints]:
     """Return for each repeat the part (0 train, 1 validation, 2 test) of each sample; units stay together."""
-    strata = make_strata([numbered(source[column]) for column in entry.split.stratify], labels.index)
+    strata = make_strata([numbered(source[column]) for column in entry.split.stratify], labels.array)
     if brought is None:
-        return split(units, strata, labels.index, labels.classes, entry.split, where)
+        return split(units, strata, labels.array, labels.classes, entry.split, where)
     if entry.group is not None:
         check_groups(brought, groups, source["sample"].to_pylist(), entry.group, where)
-    return split_as_brought(brought, units, strata, labels.index, labels.classes, entry.split, where)
+    return split_as_brought(brought, units, strata, labels.array, labels.classes, entry.split, where)
 
 
 def numbered(column: pa.ChunkedArray) -> Ints:
@@ -193,14 +195,14 @@ def write_sheets(folder: Path, images: Images, rows: Ints, labels: Labels) -> di
     folder.mkdir()
     hashes, files = images.image_hashes, file_names(labels.classes)
     for index, name in enumerate(labels.classes):
-        drawn = sorted(rows[labels.index == index].tolist(), key=lambda row: hashes[row])[:ON_A_SHEET]
+        drawn = sorted(rows[labels.having(index)].tolist(), key=lambda row: hashes[row])[:ON_A_SHEET]
         write_picture(folder / files[name], contact_sheet([fitted(decode(images.read(row))) for row in drawn]))
     return {name: f"{folder.name}/{file}" for name, file in files.items()}
 
 
 def tell(name: str, table: pa.Table, labels: Labels, rejected: pa.Table) -> None:
     """Say in a line what was prepared, and in a line of warning each what a person should look at."""
-    counts = np.bincount(labels.index, minlength=len(labels.classes))
+    counts = labels.counts
     classes = ", ".join(f"{count:,} {name}" for name, count in zip(labels.classes, counts, strict=True))
     print(f"{name}: {table.num_rows:,} samples: {classes if len(counts) <= 10 else f'{len(counts)} classes'}")
     if rejected.num_rows:

@@ -360,7 +360,36 @@ def test_command_says_nothing_when_all_is_well_and_every_problem_otherwise(tmp_p
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 2
     assert all(line.startswith("params.yaml: ") for line in result.stderr.splitlines())
+    (tmp_path / "params.yaml").write_text(GOOD.replace("kind: logistic, C: 1.0", "kind: fine_tune, soft_labels: true"))
+    assert run().stderr == (  # what a transfer's own file has to say
+        "params.yaml: runs.probe: transfer.soft_labels: the data set has no soft labels; name their column as "
+        "label.soft\n"
+    )
     assert run("--kees").stderr == "usage: python -m stages.params [--keys]\n"
+
+
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        ("{column: [a, b], soft: c}", "soft is for one class of each image; here are several labels"),
+        ("{column: [a, b], separator: ;}", "separator parts the labels in the cells of one column, without threshold"),
+        ("{column: [a, b], threshold: [1.0, 2.0]}", "threshold: several columns take one, from which on an image has"),
+        ("{column: [a, a]}", "column names something twice"),
+        ("{column: [a]}", "column is a list of two labels or more; name a single column without the list"),
+    ],
+)
+def test_labels_that_do_not_go_together_are_told(label: str, told: str, tmp_path: Path) -> None:
+    said = problems(tmp_path, ("{column: probability, threshold: 0.5}", label))
+    assert any(told in line for line in said), said
+
+
+def test_label_budgets_are_for_one_class_of_each_image(tmp_path: Path) -> None:
+    said = problems(
+        tmp_path,
+        ("{column: probability, threshold: 0.5}", "{column: tags, separator: ;}"),
+        ("features: lite0, transfer", "features: lite0, labels_per_class: [5, all], transfer"),
+    )
+    assert said == ["runs.probe.labels_per_class counts images of one class each; cells has several labels of an image"]
 
 
 def test_wrong_references_are_told_with_wrong_keys_in_one_go(tmp_path: Path) -> None:

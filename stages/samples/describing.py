@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stages.samples.checking import Checked
+    from stages.samples.labels import Labels
 
     Ints = NDArray[np.int64]
 
@@ -26,9 +27,7 @@ MOST_SIZES = 5
 MOST_REASONS = 10
 
 
-def describe(
-    checked: Sequence[Checked], labels: Ints, classes: Sequence[str], part: Ints, rejected: pa.Table
-) -> dict[str, Any]:
+def describe(checked: Sequence[Checked], labels: Labels, part: Ints, rejected: pa.Table) -> dict[str, Any]:
     """Return what dataset.json says of the images.
 
     sizes, modes : how many images have them, the most frequent first; brightness : for each class the 5th, 50th and
@@ -38,18 +37,18 @@ def describe(
     sizes = Counter(f"{image.width} x {image.height}" for image in checked)
     brightness = np.array([image.brightness for image in checked])
     reasons = Counter(_kind(reason) for reason in rejected["reason"].to_pylist())
+    having = {name: labels.having(c) for c, name in enumerate(labels.classes)}
     return {
         "sizes": dict(sizes.most_common(MOST_SIZES)),
         "other_sizes": sum(sizes.values()) - sum(count for _, count in sizes.most_common(MOST_SIZES)),
         "modes": dict(Counter(image.mode for image in checked).most_common()),
         "brightness": {
-            name: np.round(np.percentile(brightness[labels == c], (5, 50, 95)), 1).tolist()
-            for c, name in enumerate(classes)
-            if (labels == c).any()
+            name: np.round(np.percentile(brightness[rows], (5, 50, 95)), 1).tolist()
+            for name, rows in having.items()
+            if rows.any()
         },
         "parts": {
-            name: {p: int(((part == i) & (labels == c)).sum()) for i, p in enumerate(PARTS)}
-            for c, name in enumerate(classes)
+            name: {p: int(((part == i) & rows).sum()) for i, p in enumerate(PARTS)} for name, rows in having.items()
         },
         "reasons": dict(reasons.most_common(MOST_REASONS)),
     }
@@ -68,7 +67,8 @@ def contradictions(table: pa.Table, pairs: Ints) -> Iterator[tuple[str, str, str
 
     pairs : (k, 2) rows of images that look nearly the same
     """
-    names, labels = table["sample"].to_pylist(), table["label"].to_pylist()
+    several = table["label"].null_count > 0
+    names, labels = table["sample"].to_pylist(), table["target" if several else "label"].to_pylist()
     pixels = table["pixel_hash"].to_pylist()
     first: dict[str, int] = {}
     for row, value in enumerate(pixels):

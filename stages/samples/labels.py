@@ -1,4 +1,7 @@
-"""Classes from a column of the source: words or numbers as they are, or a number cut into ranges by thresholds."""
+"""Classes from a column of the source: words or numbers as they are, or a number cut into ranges by thresholds.
+
+Or several labels of an image: a column of each, or several values in a cell.
+"""
 
 from __future__ import annotations
 
@@ -29,20 +32,44 @@ class Labels:
     """The classes in order, and each image's.
 
     classes : sorted names; for numbers ascending; of two the last is the positive one.
-    index : (images,) int64, a class of each image; -1 where the source gives none.
+    index : (images,) int64, a class of each image; -1 where the source gives none. Where an image may have several
+        labels, a number for each set of labels.
     soft : (images, classes) the probability of each class, NaN where the source gives none; None without any
+    several : (images, classes) bool, the labels of each image; None where each has one class
     """
 
     classes: list[str]
     index: NDArray[np.int64]
     soft: NDArray[np.float32] | None = None
+    several: NDArray[np.bool_] | None = None
 
     def take(self, rows: NDArray[np.int64]) -> Labels:
         """Return the labels of some images."""
-        return Labels(self.classes, self.index[rows], None if self.soft is None else self.soft[rows])
+        return Labels(
+            self.classes,
+            self.index[rows],
+            None if self.soft is None else self.soft[rows],
+            None if self.several is None else self.several[rows],
+        )
+
+    def having(self, number: int) -> NDArray[np.bool_]:
+        """Return (images,) which have a class, or a label, by its number."""
+        return self.index == number if self.several is None else self.several[:, number]
+
+    @property
+    def array(self) -> NDArray[np.int64]:
+        """(images,) the class of each; of several labels (images, classes), 1 for those that it has."""
+        return self.index if self.several is None else self.several.astype(np.int64)
+
+    @property
+    def counts(self) -> list[int]:
+        """How many images have each class."""
+        return [int(self.having(number).sum()) for number in range(len(self.classes))]
 
     def targets(self) -> NDArray[np.float32]:
-        """Return the labels as (images, classes): 1 for the image's class, else 0; or its probability of each."""
+        """Return the labels as (images, classes): 1 for what the image has, else 0; or its probability of each."""
+        if self.several is not None:
+            return self.several.astype(np.float32)
         hard = np.eye(len(self.classes), dtype=np.float32)[self.index]
         return hard if self.soft is None else np.where(np.isnan(self.soft).any(axis=1, keepdims=True), hard, self.soft)
 
@@ -51,10 +78,12 @@ def make_labels(source: pa.Table, label: Label, where: str) -> Labels:
     """Make classes of a column's values, and their probabilities of others where the entry names them.
 
     where : the entry in params.yaml, for messages ("datasets.cells").
-    Raises UserError when a threshold meets words, when fewer than two classes come out, and for probabilities that are
-    none or of other classes.
+    Raises UserError when a threshold meets words, when fewer than two classes come out, for probabilities that are
+    none or of other classes, and for a label that no image has, or every one.
     """
-    labels = _make_labels(source[label.column], label, where)
+    if label.multi_label:
+        return _make_several(source, label, f"params.yaml: {where}.label")
+    labels = _make_labels(source[label.columns[0]], label, where)
     if label.soft is None:
         return labels
     place = f"params.yaml: {where}.label.soft"
@@ -84,16 +113,67 @@ def _probabilities(column: pa.ChunkedArray, name: str, place: str) -> NDArray[np
 
 def _make_labels(column: pa.ChunkedArray, label: Label, where: str) -> Labels:
     values = [None if _is_absent(value) else value for value in column.to_pylist()]
+    name = label.columns[0]
     if label.thresholds:
-        labels = _cut(values, label.column, label.thresholds, where)
+        labels = _cut(values, name, label.thresholds, where)
     else:
         present = sorted({value for value in values if value is not None})
         place = {value: index for index, value in enumerate(present)}
         labels = Labels(names(present), np.array([place.get(value, -1) for value in values], np.int64))
     if len(labels.classes) < 2:
         found = f"only the class {labels.classes[0]}" if labels.classes else "no class"
-        raise UserError(f"params.yaml: {where}.label: the column {label.column} makes {found}; it takes two")
+        raise UserError(f"params.yaml: {where}.label: the column {name} makes {found}; it takes two")
     return labels
+
+
+def _make_several(source: pa.Table, label: Label, place: str) -> Labels:
+    """Make labels of which an image may have several; an image of which the source tells nothing has the index -1."""
+    if label.separator is not None:
+        cells = [_parts(value, label.separator) for value in source[label.columns[0]].to_pylist()]
+        classes = sorted({name for cell in cells for name in cell})
+        several = np.array([[name in cell for name in classes] for cell in cells], np.bool_).reshape(len(cells), -1)
+        known = np.array([bool(cell) for cell in cells], np.bool_)
+    else:
+        classes = sorted(label.columns)
+        columns = [_yes_or_no(source[name], name, label.thresholds, place) for name in classes]
+        several = np.array([[value is True for value in column] for column in columns], np.bool_).T
+        known = np.array([any(value is not None for value in row) for row in zip(*columns, strict=True)], np.bool_)
+    if len(classes) < 2:
+        raise UserError(f"{place}: the column {label.columns[0]} makes {len(classes)} labels; it takes two")
+    for name, count in zip(classes, several.sum(axis=0), strict=True):
+        if count in (0, known.sum()):
+            which = "no image" if count == 0 else "every image"
+            raise UserError(f"{place}: {which} has the label {name}: there is nothing to learn of it; leave it out")
+    sets = np.unique(several, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    return Labels(classes, np.where(known, sets, -1), several=several)
+
+
+def _parts(cell: Any, separator: str) -> set[str]:
+    """Return the labels in a cell; none where it is empty."""
+    return set() if _is_absent(cell) else {part.strip() for part in str(cell).split(separator)} - {""}
+
+
+ANSWERS = {1: True, 0: False, "1": True, "0": False, "true": True, "false": False, "yes": True, "no": False}
+"""What a column of one label may hold; a truth value is a number here, as in Python."""
+
+
+def _yes_or_no(column: pa.ChunkedArray, name: str, thresholds: Sequence[float], place: str) -> list[bool | None]:
+    """Return of each image whether it has a label; None where the source does not tell."""
+    found: list[bool | None] = []
+    for value in column.to_pylist():
+        read = None if _is_absent(value) else value.strip().lower() if isinstance(value, str) else value
+        if read is None:
+            found.append(None)
+        elif thresholds:
+            if not isinstance(read, int | float):
+                raise UserError(f"{place}.threshold: the column {name} holds words such as {value!r}")
+            found.append(read >= thresholds[0])
+        elif read in ANSWERS:
+            found.append(ANSWERS[read])
+        else:
+            hint = "; name a threshold from which on an image has it" if isinstance(read, int | float) else ""
+            raise UserError(f"{place}: the column {name} holds {value!r}, which is neither 0 nor 1{hint}")
+    return found
 
 
 def _is_absent(value: Any) -> bool:

@@ -83,9 +83,10 @@ def join(*keys: Sequence[str | None]) -> Ints:
 def make_strata(columns: Sequence[Ints], labels: Ints) -> Strata:
     """Combine numbered columns to strata; the labels are always among them.
 
-    columns : each (samples,) of 0, 1, ...
+    columns : each (samples,) of 0, 1, ...; labels : (samples,) the class of each, or (samples, classes), 1
+        for what it has
     """
-    cells, cell = np.unique(np.stack([labels, *columns], axis=1), axis=0, return_inverse=True)
+    cells, cell = np.unique(np.column_stack([labels, *columns]), axis=0, return_inverse=True)
     cell = cell.reshape(-1).astype(np.int64)
     kept = [*(_one_hot(_numbered(column)) for column in cells.T), np.ones((len(cells), 1))]
     if len(cells) <= _CROSSED:
@@ -97,6 +98,11 @@ def make_strata(columns: Sequence[Ints], labels: Ints) -> Strata:
     importance[-1] = len(importance)
     sizes = np.bincount(cell) @ features
     return Strata(cell, sparse.csr_array(features @ sparse.diags_array(np.sqrt(importance / sizes))))
+
+
+def _having(labels: Ints, classes: int) -> sparse.csr_array:
+    """Return sparse (samples, classes), 1 for the classes that a sample has."""
+    return _one_hot(labels, classes) if labels.ndim == 1 else sparse.csr_array(labels.astype(np.float64))
 
 
 def _one_hot(numbers: Ints, width: int | None = None) -> sparse.csr_array:
@@ -112,17 +118,19 @@ def split(units: Ints, strata: Strata, labels: Ints, classes: Sequence[str], par
     """Return for each repeat the part (0 train, 1 validation, 2 test) of each sample.
 
     units : (samples,) 0, 1, ...: what must stay together, from `join`.
+    labels : (samples,) the class of each, or (samples, classes), 1 for what it has
     where : the entry in params.yaml, for messages ("datasets.cells").
     Raises UserError when a class cannot be in every part, naming it and its count.
     """
-    _check_classes(units, labels, classes, params, where)
+    having = _having(labels, len(classes))
+    _check_classes(units, having, classes, params, where)
     parts: list[Ints] = []
-    for repeat, tested in enumerate(_test_parts(units, strata, labels, params)):
+    for repeat, tested in enumerate(_test_parts(units, strata, having, params)):
         rng = np.random.default_rng([params.seed, 1, repeat])
         part = np.where(tested, TEST, TRAIN).astype(np.int64)
-        part[_validation(units, strata, labels, part == TRAIN, params.validation * len(labels), rng)] = VALIDATION
+        part[_validation(units, strata, having, part == TRAIN, params.validation * len(labels), rng)] = VALIDATION
         parts.append(part)
-    _check_parts(parts, units, labels, classes, where)
+    _check_parts(parts, units, having, classes, where)
     return parts
 
 
@@ -130,7 +138,7 @@ def split_as_brought(
     brought: Ints, units: Ints, strata: Strata, labels: Ints, classes: Sequence[str], params: Split, where: str
 ) -> list[Ints]:
     """Return the parts that the source brings; a validation part that it lacks is drawn from its training part."""
-    part = brought.copy()
+    part, having = brought.copy(), _having(labels, len(classes))
     if not (part == VALIDATION).any():
         wanted, available = params.validation * len(labels), int((part == TRAIN).sum())
         if wanted >= available:
@@ -139,16 +147,16 @@ def split_as_brought(
                 f"nothing of the {available} in the training part that the source brings; lower it"
             )
         rng = np.random.default_rng([params.seed, 1, 0])
-        part[_validation(units, strata, labels, part == TRAIN, wanted, rng)] = VALIDATION
-    _check_parts([part], units, labels, classes, where)
+        part[_validation(units, strata, having, part == TRAIN, wanted, rng)] = VALIDATION
+    _check_parts([part], units, having, classes, where)
     return [part]
 
 
-def _test_parts(units: Ints, strata: Strata, labels: Ints, params: Split) -> list[NDArray[np.bool_]]:
+def _test_parts(units: Ints, strata: Strata, having: sparse.csr_array, params: Split) -> list[NDArray[np.bool_]]:
     """Return for each repeat which samples it tests."""
     if params.repeats == 1:
         rng = np.random.default_rng([params.seed, 0, 0])
-        return [_deal(units, strata, labels, np.array([params.test, 1 - params.test]), np.eye(2), rng) == 0]
+        return [_deal(units, strata, having, np.array([params.test, 1 - params.test]), np.eye(2), rng) == 0]
     tested = round(params.test * params.repeats)
     cycles = math.gcd(tested, params.repeats)
     folds, tested = params.repeats // cycles, tested // cycles
@@ -156,24 +164,31 @@ def _test_parts(units: Ints, strata: Strata, labels: Ints, params: Split) -> lis
     parts = []
     for cycle in range(cycles):
         rng = np.random.default_rng([params.seed, 0, cycle])
-        fold = _deal(units, strata, labels, np.full(folds, 1 / folds), window.astype(np.float64), rng)
+        fold = _deal(units, strata, having, np.full(folds, 1 / folds), window.astype(np.float64), rng)
         parts += [window[step][fold] for step in range(folds)]
     return parts
 
 
 def _validation(
-    units: Ints, strata: Strata, labels: Ints, rest: NDArray[np.bool_], wanted: float, rng: np.random.Generator
+    units: Ints,
+    strata: Strata,
+    having: sparse.csr_array,
+    rest: NDArray[np.bool_],
+    wanted: float,
+    rng: np.random.Generator,
 ) -> Ints:
     """Return the samples (their positions) of the rest that are for validation."""
     places = np.flatnonzero(rest)
     share = wanted / len(places)
     inner = Strata(strata.cell[places], strata.features)
-    fold = _deal(_numbered(units[places]), inner, labels[places], np.array([share, 1 - share]), np.eye(2), rng)
+    fold = _deal(_numbered(units[places]), inner, having[places], np.array([share, 1 - share]), np.eye(2), rng)
     chosen: Ints = places[fold == 0]
     return chosen
 
 
-def _deal(units: Ints, strata: Strata, labels: Ints, shares: Floats, windows: Floats, rng: np.random.Generator) -> Ints:
+def _deal(
+    units: Ints, strata: Strata, having: sparse.csr_array, shares: Floats, windows: Floats, rng: np.random.Generator
+) -> Ints:
     """Deal units to folds and return each sample's fold.
 
     shares : (folds,) how large each fold should be; they add up to 1.
@@ -189,11 +204,11 @@ def _deal(units: Ints, strata: Strata, labels: Ints, shares: Floats, windows: Fl
         fold = fold_of_unit[units]
         dealt = sparse.csr_array(_one_hot(fold_of_unit[large], len(shares)).T @ counts)
         fold[single] = _fill(strata.cell[single], dealt, shares, windows, rng)
-        _repair(fold, labels, single, windows)
-        lacking = _lacking(fold, labels, windows)
+        _repair(fold, having, single, windows)
+        lacking = _lacking(fold, having, windows)
         if not lacking.any():
             break
-        of_class = sparse.csr_array(_one_hot(strata.cell, counts.shape[1]).T @ _one_hot(labels))[:, lacking]
+        of_class = sparse.csr_array(_one_hot(strata.cell, counts.shape[1]).T @ having)[:, lacking]
         rare = sparse.hstack([rare, (of_class > 0) * (10 / np.sqrt(of_class.sum(axis=0)))], format="csr")
     return fold
 
@@ -313,33 +328,37 @@ def _fill(cell: Ints, dealt: sparse.csr_array, shares: Floats, windows: Floats, 
     return fold
 
 
-def _repair(fold: Ints, labels: Ints, single: NDArray[np.bool_], windows: Floats) -> None:
+def _repair(fold: Ints, having: sparse.csr_array, single: NDArray[np.bool_], windows: Floats) -> None:
     """Give a window that lacks a class a single sample of it, in place, from the fold that holds most of it."""
-    for window, label in np.argwhere(_held(fold, labels, windows) == 0):
-        held = _held(fold, labels, np.eye(windows.shape[1]))[:, label]
-        available = np.bincount(fold[single & (labels == label)], minlength=len(held)) > 0
+    for window, label in np.argwhere(_held(fold, having, windows) == 0):
+        held = _held(fold, having, np.eye(windows.shape[1]))[:, label]
+        available = np.bincount(fold[single & _of(having, label)], minlength=len(held)) > 0
         donors = np.flatnonzero(available & (held > 1) & (windows[window] == 0))
         if len(donors):
             donor = donors[held[donors].argmax()]
-            sample = np.flatnonzero(single & (labels == label) & (fold == donor))[0]
+            sample = np.flatnonzero(single & _of(having, label) & (fold == donor))[0]
             fold[sample] = int(windows[window].argmax())
 
 
-def _lacking(fold: Ints, labels: Ints, windows: Floats) -> NDArray[np.bool_]:
+def _lacking(fold: Ints, having: sparse.csr_array, windows: Floats) -> NDArray[np.bool_]:
     """Return for each class whether a window holds no sample of it."""
-    lacking: NDArray[np.bool_] = (_held(fold, labels, windows) == 0).any(axis=0)
+    lacking: NDArray[np.bool_] = (_held(fold, having, windows) == 0).any(axis=0)
     return lacking
 
 
-def _held(fold: Ints, labels: Ints, windows: Floats, classes: int | None = None) -> Floats:
+def _held(fold: Ints, having: sparse.csr_array, windows: Floats) -> Floats:
     """Return how many samples of each class each window holds: (windows, classes)."""
-    classes = classes or int(labels.max()) + 1
-    counts = np.bincount(fold * classes + labels, minlength=windows.shape[1] * classes)
-    held: Floats = windows @ counts.reshape(windows.shape[1], classes)
+    held: Floats = windows @ (_one_hot(fold, windows.shape[1]).T @ having).toarray()
     return held
 
 
-def _check_classes(units: Ints, labels: Ints, classes: Sequence[str], params: Split, where: str) -> None:
+def _of(having: sparse.csr_array, number: int) -> NDArray[np.bool_]:
+    """Return (samples,) which have a class."""
+    mine: NDArray[np.bool_] = having[:, [number]].toarray().reshape(-1) > 0
+    return mine
+
+
+def _check_classes(units: Ints, having: sparse.csr_array, classes: Sequence[str], params: Split, where: str) -> None:
     """Refuse a class that has fewer units than would do for some in every part."""
     share = params.test
     least = (
@@ -348,27 +367,29 @@ def _check_classes(units: Ints, labels: Ints, classes: Sequence[str], params: Sp
         else next(n for n in range(3, 10**6) if n * share >= 1 - 1e-9 and n - math.ceil(n * share - 1e-9) >= 2)
     )
     for index, name in enumerate(classes):
-        if len(np.unique(units[labels == index])) < least:
+        if len(np.unique(units[_of(having, index)])) < least:
             raise UserError(
-                f"params.yaml: {where}: the class {name} has {_count(units, labels, index)}; to have some in every "
+                f"params.yaml: {where}: the class {name} has {_count(units, having, index)}; to have some in every "
                 f"part it takes {least}: bring more of it, leave it out, or change the split"
             )
 
 
-def _check_parts(parts: Sequence[Ints], units: Ints, labels: Ints, classes: Sequence[str], where: str) -> None:
+def _check_parts(
+    parts: Sequence[Ints], units: Ints, having: sparse.csr_array, classes: Sequence[str], where: str
+) -> None:
     """Refuse a split in which a part lacks a class: neither trained nor scored would it mean anything."""
     for repeat, part in enumerate(parts):
-        held = _held(part, labels, np.eye(len(PARTS)), len(classes))
+        held = _held(part, having, np.eye(len(PARTS)))
         for number, index in np.argwhere(held == 0):
             raise UserError(
                 f"params.yaml: {where}: the {PARTS[number]} part of repeat {repeat} has nothing of the class "
-                f"{classes[index]}, which has {_count(units, labels, index)}: bring more of it, leave it out, or "
+                f"{classes[index]}, which has {_count(units, having, index)}: bring more of it, leave it out, or "
                 "change the split"
             )
 
 
-def _count(units: Ints, labels: Ints, index: int) -> str:
-    of_class = labels == index
+def _count(units: Ints, having: sparse.csr_array, index: int) -> str:
+    of_class = _of(having, index)
     samples, held = int(of_class.sum()), len(np.unique(units[of_class]))
     text = f"{samples} sample{'s' * (samples != 1)}"
     return text if held == samples else f"{text} in {held} group{'s' * (held != 1)}"

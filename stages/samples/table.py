@@ -1,7 +1,8 @@
 """A prepared data set on disk: data/prepared/<dataset>/, its writer and its reader.
 
-samples.parquet    a row per usable image, sorted by `sample`: hashes, size, group, label, target, the part it
-                   belongs to in each repeat (split_0, split_1, ...), and the columns of the source
+samples.parquet    a row per usable image, sorted by `sample`: hashes, size, group, label (null where an image may
+                   have several), target, the part it belongs to in each repeat (split_0, split_1, ...), and the
+                   columns of the source
 rejected.parquet   the images that were left out, each with the reason
 dataset.json       the classes in order, counts, the entry in params.yaml, and a hash of all that matters to a result
 pictures/          a contact sheet per class; dataset.json names them
@@ -59,8 +60,15 @@ class Samples:
         return int(self.facts["repeats"])
 
     @property
+    def multi_label(self) -> bool:
+        """Whether a sample may have several labels, or none."""
+        return bool(self.facts.get("multi_label", False))
+
+    @property
     def labels(self) -> NDArray[np.int64]:
-        """(samples,) the class of each, as an index."""
+        """(samples,) the class of each, as an index; of several labels (samples, classes), 1 for those that it has."""
+        if self.multi_label:
+            return self.targets.astype(np.int64)
         return np.asarray(self.table["label"].to_numpy(), np.int64)
 
     @property
@@ -139,7 +147,7 @@ def samples_table(
         "height": pa.array([image.height for image in checked], pa.int32()),
         "mode": pa.array([image.mode for image in checked], pa.string()),
         "group": pa.array(groups, pa.string()),
-        "label": pa.array(labels.index, pa.int64()),
+        "label": pa.array(labels.index, pa.int64()) if labels.several is None else pa.nulls(len(checked), pa.int64()),
         "target": pa.array(list(targets), pa.list_(pa.float32())),
     }
     names = np.array(PARTS, dtype=object)
@@ -149,18 +157,18 @@ def samples_table(
 
 
 def write_samples(
-    folder: Path, name: str, entry: Dataset, classes: Sequence[str], table: pa.Table, rejected: pa.Table, **more: Any
+    folder: Path, name: str, entry: Dataset, labels: Labels, table: pa.Table, rejected: pa.Table, **more: Any
 ) -> None:
     """Write samples.parquet, rejected.parquet and dataset.json; `more` are further facts for the latter."""
     write_table(folder / "samples.parquet", table)
     write_table(folder / "rejected.parquet", rejected)
     groups = None if entry.group is None else len(set(table["group"].to_pylist()))
-    counts = np.bincount(table["label"].to_numpy(), minlength=len(classes)).tolist()
     facts = {
         "dataset": name,
         "images": entry.images,
-        "classes": list(classes),
-        "counts": dict(zip(classes, counts, strict=True)),
+        "classes": list(labels.classes),
+        **({} if labels.several is None else {"multi_label": True}),
+        "counts": dict(zip(labels.classes, labels.counts, strict=True)),
         "samples": table.num_rows,
         "rejected": rejected.num_rows,
         "groups": groups,
@@ -168,7 +176,7 @@ def write_samples(
         "columns": _slices(table),
         "entry": entry.model_dump(),
         "versions": {"preprocessing": PREPROCESSING_VERSION, "splitting": SPLITTING_VERSION},
-        "content_hash": content_hash(table, classes),
+        "content_hash": content_hash(table, labels.classes),
     }
     write_json(folder / "dataset.json", facts | more)
 

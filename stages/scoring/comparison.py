@@ -1,8 +1,9 @@
 """The runs of each data set side by side: which differences are real, which run is recommended, what a split is worth.
 
 The reference of a data set is the run that params.yaml names, or its first plain linear probe. Differences to it are in
-accuracy, paired by image on the repeats that both runs have (see intervals.py). A verdict needs two repeats or more:
-with one split nobody knows how another split would have ordered the runs.
+accuracy, or in mean average precision where images have several labels, paired by image on the repeats that both runs
+have (see intervals.py). A verdict needs two repeats or more: with one split nobody knows how another split would have
+ordered the runs.
 
 Recommended is the cheapest run that is not shown to be worse than the best, by the same test with its own correction.
 Cheap means few multiply-adds per image, below the cut and above it; of runs that take the same, the most accurate. It
@@ -27,7 +28,7 @@ from stages.params import Dataset, Params
 from stages.scoring.intervals import Difference, differences, holm
 from stages.scoring.metrics import Outcomes
 from stages.scoring.records import Record
-from stages.scoring.wording import count, decimals, interval, listed, signed
+from stages.scoring.wording import FIGURE_NAMES, count, decimals, interval, listed, signed
 
 SIGNIFICANCE = 0.05
 BETTER, WORSE, EVEN, ONE_SPLIT, TOO_FEW = (
@@ -45,11 +46,13 @@ class DatasetComparison:
 
     runs : in the order of params.yaml
     repeats, images, groups : of the most thorough run; groups is None where every image stands for itself
-    to_reference, to_best : run -> its accuracy minus the reference's, the best run's
+    figure : what runs are ordered and compared by, accuracy or average_precision
+    to_reference, to_best : run -> its figure minus the reference's, the best run's
     recommended : None where one split allows no choice
     """
 
     name: str
+    figure: str
     runs: list[str]
     repeats: int
     images: int
@@ -119,6 +122,7 @@ def _compare_dataset(name: str, params: Params, records: Mapping[str, Record]) -
     chosen = next(iter(thorough.values()))
     return DatasetComparison(
         name=name,
+        figure=chosen.headline,
         runs=list(of_dataset),
         repeats=repeats,
         images=chosen.metrics["images"],
@@ -161,12 +165,14 @@ def verdict(difference: Difference) -> str:
 
 def _differences(reference: str, records: Mapping[str, Record]) -> dict[str, Difference]:
     others = {k: record.outcomes for k, record in records.items() if k != reference}
-    found = differences(records[reference].outcomes, others, figures=("accuracy",))
-    return {name: by_figure["accuracy"] for name, by_figure in found.items()}
+    figure = records[reference].headline
+    found = differences(records[reference].outcomes, others, figures=(figure,))
+    return {name: by_figure[figure] for name, by_figure in found.items()}
 
 
-def _accuracy(record: Record) -> float:
-    return float(record.metrics["accuracy"])
+def score(record: Record) -> float:
+    """Return the figure that runs are ordered by."""
+    return float(record.metrics[record.headline])
 
 
 def _is_baseline(record: Record) -> bool:
@@ -182,7 +188,7 @@ def _operations(record: Record) -> float:
 def _order(record: Record) -> tuple[float, float, float, str]:
     """Return what runs are ordered by, the best first; of equals the cheapest."""
     trained = record.cost.get("trained_parameters")
-    return -_accuracy(record), _operations(record), float("inf") if trained is None else trained, record.run
+    return -score(record), _operations(record), float("inf") if trained is None else trained, record.run
 
 
 def _recommended(best: str, records: Mapping[str, Record], to_best: Mapping[str, Difference]) -> str:
@@ -205,17 +211,17 @@ def _sentence(
     top = records[best]
     if recommended is None:
         return (
-            f"{_introduced(top, params)} scored highest on the one split, with an accuracy of {_interval(top)}; "
+            f"{_introduced(top, params)} scored highest on the one split, with {_a(top)} of {_interval(top)}; "
             f"another split may order the runs differently, so nothing is recommended: {_more_splits(best, params)}."
         )
     chosen = records[recommended]
     if recommended == best:
         why = _why_best(best, records, to_best)
-        return f"Use {_introduced(chosen, params)}: it has the highest accuracy, {_interval(chosen)}, and {why}."
+        return f"Use {_introduced(chosen, params)}: it has the highest {_figure(top)}, {_interval(chosen)}, and {why}."
     difference = to_best[recommended]
     return (
-        f"Use {_introduced(chosen, params)}: its accuracy of {_interval(chosen)} is not shown to be worse than the "
-        f"{decimals(_accuracy(top))} of {best}, the best (difference {signed(difference.value)}, 95 % interval "
+        f"Use {_introduced(chosen, params)}: its {_figure(top)} of {_interval(chosen)} is not shown to be worse than "
+        f"the {decimals(score(top))} of {best}, the best (difference {signed(difference.value)}, 95 % interval "
         f"{interval(difference.low, difference.high, signed)}), and it needs {count(_operations(chosen))} "
         f"multiply-adds per image instead of {count(_operations(top))}."
     )
@@ -237,9 +243,17 @@ def _introduced(record: Record, params: Params) -> str:
     return f"{record.run} ({run.transfer.kind} on {run.features})"
 
 
+def _figure(record: Record) -> str:
+    return FIGURE_NAMES[record.headline]
+
+
+def _a(record: Record) -> str:
+    return f"{'an' if _figure(record)[0] in 'aeiou' else 'a'} {_figure(record)}"
+
+
 def _interval(record: Record) -> str:
-    low, high = record.metrics.get("accuracy_low"), record.metrics.get("accuracy_high")
-    value = decimals(_accuracy(record))
+    low, high = (record.metrics.get(f"{record.headline}_{end}") for end in ("low", "high"))
+    value = decimals(score(record))
     limits = interval(low, high)
     return f"{value} (95 % interval {limits})" if limits else value
 
@@ -324,19 +338,23 @@ def _compare_split(
     datasets: tuple[str, str], pairs: Sequence[tuple[str, str]], params: Params, records: Mapping[str, Record]
 ) -> SplitComparison:
     found = [_compare_pair(records[a], records[b]) for a, b in pairs]
-    return SplitComparison(datasets, found, _meaning(datasets, found, params))
+    figure = _figure(records[pairs[0][0]])
+    return SplitComparison(datasets, found, _meaning(datasets, found, figure, params))
 
 
 def _compare_pair(a: Record, b: Record) -> RunPair:
     paired = _paired_by_image(a, b)
     if paired is None or paired.value is None:
-        return RunPair((a.run, b.run), round(_accuracy(b) - _accuracy(a), 6), None, None)
+        return RunPair((a.run, b.run), round(score(b) - score(a), 6), None, None)
     return RunPair((a.run, b.run), paired.value, paired.low, paired.high)
 
 
 def _paired_by_image(a: Record, b: Record) -> Difference | None:
-    """Return the second run's accuracy minus the first's, each image against itself, the first run's groups drawn."""
-    if not isinstance(a.outcomes, Outcomes) or not isinstance(b.outcomes, Outcomes):
+    """Return the second run's accuracy minus the first's, each image against itself, the first run's groups drawn.
+
+    None where the images cannot be paired, or what counts is a ranking: those of different models are not pooled.
+    """
+    if not isinstance(a.outcomes, Outcomes) or not isinstance(b.outcomes, Outcomes) or a.headline != "accuracy":
         return None
     rows_a, rows_b = _same_images(a.outcomes.samples, b.outcomes.samples)
     if not rows_a:
@@ -374,12 +392,12 @@ def _as_one(outcomes: Outcomes, rows: Sequence[int], groups: Mapping[str, str] |
     )
 
 
-def _meaning(datasets: tuple[str, str], pairs: Sequence[RunPair], params: Params) -> str:
+def _meaning(datasets: tuple[str, str], pairs: Sequence[RunPair], figure: str, params: Params) -> str:
     """Say in words what the difference between two divisions means."""
     strict, loose = datasets
     group = params.datasets[strict].group
     measured = (
-        f"{loose} scores {_range_of(pairs)} in accuracy against {strict}, with the same images, features and method"
+        f"{loose} scores {_range_of(pairs)} in {figure} against {strict}, with the same images, features and method"
     )
     if group is None or params.datasets[loose].group == group:
         return f"{measured}: what the way of dividing the images changes, by itself."

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from stages.cli import UserError
-from stages.scoring.metrics import FIGURES, Floats, Integers, Outcomes, Scores
+from stages.scoring.metrics import Floats, Integers, Outcomes
 
 RESAMPLES = 2000
 SEED = 0
@@ -148,8 +148,7 @@ class Replicates:
 
 def replicates(outcomes: Outcomes, ranks: bool = True) -> Replicates:
     """Reweight the test images of a run: by the bootstrap, or leaving out buckets where they are many."""
-    ranked = len(outcomes.classes) if len(outcomes.classes) > 2 else 1
-    if len(outcomes) * (ranked if ranks else 1) > MOST_SCORES:
+    if len(outcomes) * (len(outcomes.ranked) if ranks else 1) > MOST_SCORES:
         return left_out(outcomes, ranks)
     names, codes = outcomes.units
     draws = _draws(len(names), len(outcomes) if ranks else len(names))
@@ -211,13 +210,13 @@ class _Part:
         rows = np.flatnonzero(outcomes.repeats == repeat)
         self.units, own, images = np.unique(codes[rows], return_inverse=True, return_counts=True)
         self.images = images.astype(np.float64)
-        self.scores = Scores(outcomes.truth[rows], outcomes.probabilities[rows], own)
+        self.scores = outcomes.scores(rows, own)
 
 
 def estimates(outcomes: Outcomes) -> tuple[dict[str, Estimate], dict[str, dict[str, Estimate]]]:
     """Return a run's figures by name, and of each class its figures by name."""
     found = replicates(outcomes)
-    figures = {name: _as_estimate(found.estimate(name)) for name in FIGURES}
+    figures = {name: _as_estimate(found.estimate(name)) for name in outcomes.figures}
     of_classes: dict[str, dict[str, Estimate]] = {name: {} for name in outcomes.classes}
     for key in (k for k in found.whole if k.startswith("class_")):
         values = found.estimate(key)
@@ -288,8 +287,8 @@ def _telling(a: Outcomes | Replicates, b: Outcomes | Replicates, figure: str, un
     if isinstance(a, Replicates) or isinstance(b, Replicates):
         return units
     if figure == "accuracy":
-        right = [run.probabilities.argmax(axis=1) == run.truth for run in (a, b)]
-        differs = right[0] != right[1]
+        differs = a.right != b.right
+        differs = differs.any(axis=1) if a.multi_label else differs
     else:
         differs = (a.probabilities != b.probabilities).any(axis=1)
     return len(np.unique(a.units[1][differs]))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.cli import UserError, guard
 from stages.files import REPORTS, read_json, write_text
-from stages.scoring.wording import FAMILIES, count, decimals, interval, signed
+from stages.scoring.wording import FAMILIES, FIGURE_NAMES, column_name, count, decimals, interval, signed
 
 if TYPE_CHECKING:
     from stages.params import Params, Run
@@ -46,7 +46,8 @@ COSTS = (
 COLUMNS = (
     *("run", "dataset", "features", "family", "kind", "repeats", "images", "groups"),
     *("accuracy", "accuracy_low", "accuracy_high", "accuracy_sd", "balanced_accuracy"),
-    *("auc", "auc_low", "auc_high", "average_precision", "f1", "log_loss", "ece"),
+    *("auc", "auc_low", "auc_high", "average_precision", "average_precision_low", "average_precision_high"),
+    *("average_precision_sd", "f1", "micro_f1", "log_loss", "ece"),
     *("reference", "difference", "difference_low", "difference_high", "p_adjusted", "verdict", "recommended"),
     *COSTS,
 )
@@ -55,12 +56,20 @@ Row = Mapping[str, Any]
 
 
 def leaderboard_rows(params: Params, records: Mapping[str, Record], comparison: Comparison) -> list[dict[str, Any]]:
-    """Return a row per run, data sets in the order of params.yaml, the highest accuracy first."""
+    """Return a row per run, data sets in the order of params.yaml, the highest accuracy first.
+
+    Where images have several labels, the highest mean average precision; only there is `micro_f1` given.
+    """
     return [
         _row(records[run], params.runs[run], of_dataset)
         for of_dataset in comparison.datasets.values()
-        for run in sorted(of_dataset.runs, key=lambda r: (-records[r].metrics["accuracy"], r))
+        for run in sorted(of_dataset.runs, key=lambda r: (-records[r].metrics[of_dataset.figure], r))
     ]
+
+
+def headline(row: Row) -> str:
+    """Return the figure that a run is ordered and compared by."""
+    return "accuracy" if row.get("micro_f1") in (None, "") else "average_precision"
 
 
 def _row(record: Record, run: Run, of_dataset: DatasetComparison) -> dict[str, Any]:
@@ -127,7 +136,8 @@ def markdown(rows: Sequence[Row], comparisons: Mapping[str, Any]) -> str:
     for dataset, of_dataset in by_dataset(rows):
         facts = comparisons["datasets"][dataset]
         lines += [f"## {dataset}", "", " ".join([facts["recommendation"], *facts["cautions"]]), ""]
-        lines += ["| run | accuracy | 95 % interval | AUC | difference | cost |", "|---|---|---|---|---|---|"]
+        figure = column_name(headline(of_dataset[0]))
+        lines += [f"| run | {figure} | 95 % interval | AUC | difference | cost |", "|---|---|---|---|---|---|"]
         lines += [f"| {' | '.join(_markdown_cells(row))} |" for row in of_dataset]
         lines += ["", *(f"<sub>{line}</sub>" for line in [_legend(of_dataset, facts)]), ""]
     lines += [f"**What the split is worth.** {split['meaning']}\n" for split in comparisons["splits"]]
@@ -145,7 +155,7 @@ def _legend(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
     text = f"{int(facts['images']):,} test images{groups}, {splits}. Cost: multiply-adds per image."
     if facts["reference"] is None:
         return text
-    text += f" Difference in accuracy to {facts['reference']}"
+    text += f" Difference in {FIGURE_NAMES[headline(rows[0])]} to {facts['reference']}"
     if any(row["verdict"] in ("better", "worse") for row in rows):
         return text + "; ▲ and ▼ are real (adjusted p ≤ 0.05), ≈ is not shown to differ."
     return text + "; none is shown to be real."
@@ -155,10 +165,11 @@ VERDICT_SIGNS = {"better": "▲", "worse": "▼", "not shown to differ": "≈", 
 
 
 def _cells(row: Row) -> list[str]:
-    """Return accuracy, its interval, AUC, difference with verdict, and cost as people read them."""
+    """Return accuracy or mAP, its interval, AUC, difference with verdict, and cost as people read them."""
+    figure = headline(row)
     return [
-        decimals(row["accuracy"]),
-        interval(row["accuracy_low"], row["accuracy_high"]) or "–",
+        decimals(row[figure]),
+        interval(row[f"{figure}_low"], row[f"{figure}_high"]) or "–",
         decimals(row["auc"]),
         difference_text(row),
         count(row["operations_per_image"]),
@@ -176,14 +187,17 @@ def changes(before: Sequence[Row], after: Sequence[Row], revision: str) -> str:
     old, new = ({str(row["run"]): row for row in rows} for rows in (before, after))
     lines = []
     for name in [*new, *(name for name in old if name not in new)]:
+        figures = (headline(new.get(name, old.get(name, {}))), "auc")
         if name not in new:
-            lines.append(f"| {name} | {decimals(old[name]['accuracy'])} → gone | {decimals(old[name]['auc'])} → gone |")
+            cells = [f"{decimals(old[name][figure])} → gone" for figure in figures]
         elif name not in old:
-            lines.append(f"| {name} | new: {decimals(new[name]['accuracy'])} | new: {decimals(new[name]['auc'])} |")
-        elif any(old[name][c] != new[name][c] for c in ("accuracy", "auc", "recommended")):
-            lines.append(
-                f"| {name} | {_change(old[name], new[name], 'accuracy')} | {_change(old[name], new[name], 'auc')} |"
-            )
+            cells = [f"new: {decimals(new[name][figure])}" for figure in figures]
+        elif any(old[name][c] != new[name][c] for c in (*figures, "recommended")):
+            cells = [_change(old[name], new[name], figure) for figure in figures]
+        else:
+            continue
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    named = list(dict.fromkeys(column_name(headline(row)) for row in (*after, *before))) or ["accuracy"]
     lines += [
         f"\nRecommended for {dataset}: {chosen[1] or 'none'}, before: {chosen[0] or 'none'}."
         for dataset, _ in by_dataset(after)
@@ -191,7 +205,10 @@ def changes(before: Sequence[Row], after: Sequence[Row], revision: str) -> str:
     ]
     if not lines:
         return f"No figure of the leaderboard differs from {revision}.\n"
-    return "\n".join([f"Change since {revision}:", "", "| run | accuracy | AUC |", "|---|---|---|", *lines]) + "\n"
+    return (
+        "\n".join([f"Change since {revision}:", "", f"| run | {' or '.join(named)} | AUC |", "|---|---|---|", *lines])
+        + "\n"
+    )
 
 
 def _change(old: Row, new: Row, name: str) -> str:
@@ -246,7 +263,7 @@ def _terminal_table(dataset: str, rows: Sequence[Row]) -> Any:
 
     table = Table(title=Text(dataset, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("run", overflow="fold")
-    for name in ("accuracy", "95 % interval", "AUC", "difference", "cost", "train s"):
+    for name in (column_name(headline(rows[0])), "95 % interval", "AUC", "difference", "cost", "train s"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         style = "bold" if row["recommended"] == "yes" else ""

@@ -31,10 +31,20 @@ log_loss           mean of -log(probability of the true class), in nats
 ece                expected calibration error: the probabilities of the predicted classes are put into 15 bins of equal
                    width, and the distance of mean probability and accuracy in the bins is averaged by the images in
                    them (Guo, Pleiss, Sun and Weinberger, ICML 2017, arXiv:1706.04599, equation 3)"""
+LABEL_FIGURES = (*FIGURES, "micro_f1")
+"""The same where images may have several labels, each of which is predicted from a probability of one half on:
+accuracy           share of right answers, over all images and labels (1 - Hamming loss)
+balanced_accuracy  mean over the labels of the mean of recall with the label and without it
+f1, auc, average_precision   means over the labels: macro F1, mean average precision
+log_loss           mean over images and labels of the logistic loss, in nats
+ece                of all answers, by the probability of the answer
+micro_f1           harmonic mean of precision and recall, all labels counted together"""
 CLASS_FIGURES = ("precision", "recall", "f1", "auc")
-"""The figures of one class against the rest."""
+"""The figures of one class against the rest; of several labels average_precision, too."""
 
 CALIBRATION_BINS = 15
+LEAST_PRESENT = 0.5
+"""Probability from which on one of several labels is predicted."""
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).eps)
 """A class that was given probability 0 and is true would cost infinitely much; float32 cannot tell 1 from 1 - this."""
 
@@ -50,11 +60,47 @@ class Outcomes:
     samples: list[str]
     repeats: Integers  # (n,) the repeat whose model predicted
     groups: list[str] | None
-    truth: Integers  # (n,) index of the true class
+    truth: Integers  # (n,) index of the true class; of several labels (n, classes), 1 for those that it has
     probabilities: Floats  # (n, classes)
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether images may have several labels, or none."""
+        return self.truth.ndim == 2
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of the figures."""
+        return LABEL_FIGURES if self.multi_label else FIGURES
+
+    @property
+    def ranked(self) -> list[int]:
+        """The classes by whose probabilities images are ranked: of two classes the second says all."""
+        return [1] if len(self.classes) == 2 and not self.multi_label else list(range(len(self.classes)))
+
+    def positive(self, number: int) -> NDArray[np.bool_]:
+        """Return (n,) which images are of a class."""
+        return self.truth[:, number] > 0 if self.multi_label else self.truth == number
+
+    @cached_property
+    def right(self) -> NDArray[np.bool_]:
+        """Which answers are right: (n,), or (n, classes) of several labels."""
+        if self.multi_label:
+            right: NDArray[np.bool_] = (self.probabilities >= LEAST_PRESENT) == (self.truth > 0)
+        else:
+            right = self.probabilities.argmax(axis=1) == self.truth
+        return right
+
+    @cached_property
+    def confidence(self) -> Floats:
+        """The probability of each answer: (n,), or (n, classes) of several labels."""
+        if self.multi_label:
+            return np.maximum(self.probabilities, 1 - self.probabilities)
+        highest: Floats = self.probabilities.max(axis=1)
+        return highest
 
     @cached_property
     def unit_names(self) -> list[str]:
@@ -91,11 +137,16 @@ class Outcomes:
         """Return the rows of some repeats."""
         return self.select(np.isin(self.repeats, list(repeats)))
 
-    def by_repeat(self) -> Iterator[tuple[Integers, Scores]]:
+    def by_repeat(self) -> Iterator[tuple[Integers, Scores | LabelScores]]:
         """Yield for each repeat the indices of its rows, and its scores ready to be weighted, a weight for each row."""
         for repeat in self.repeat_numbers:
             rows = np.flatnonzero(self.repeats == repeat)
-            yield rows, Scores(self.truth[rows], self.probabilities[rows])
+            yield rows, self.scores(rows)
+
+    def scores(self, rows: Integers, units: Integers | None = None) -> Scores | LabelScores:
+        """Return the scores of some rows; units : which of the weights counts for a row, see `Scores`."""
+        kind = LabelScores if self.multi_label else Scores
+        return kind(self.truth[rows], self.probabilities[rows], units)
 
 
 class Scores:
@@ -146,11 +197,56 @@ class Scores:
             "class_f1": f1,
         }
         if ranks:
-            auc, precision = (
-                np.stack(v, axis=1) for v in zip(*(r.areas(weights) for r in self._rankings), strict=True)
-            )
+            auc, precision = _areas(self._rankings, weights)
             values["auc"], values["average_precision"] = _mean(auc), _mean(precision)
             values["class_auc"] = np.repeat(auc, 2, axis=1) if k == 2 else auc
+        return values
+
+
+class LabelScores:
+    """The same for images that may have several labels.
+
+    truth : (n, k) of 0 and 1; probabilities : (n, k) of each label by itself; units as above
+    """
+
+    def __init__(self, truth: Integers, probabilities: Floats, units: Integers | None = None) -> None:
+        count, self.labels = probabilities.shape
+        has, predicted = truth > 0, probabilities >= LEAST_PRESENT
+        own = np.where(has, probabilities, 1 - probabilities)
+        lost = -np.log(np.maximum(own, SMALLEST_PROBABILITY)).mean(axis=1)
+        confidence = np.maximum(probabilities, 1 - probabilities)
+        gap = np.zeros((count, CALIBRATION_BINS))
+        rows = np.repeat(np.arange(count), self.labels)
+        np.add.at(gap, (rows, calibration_bin(confidence).ravel()), ((has == predicted) - confidence).ravel())
+        columns = [has, predicted, has & predicted, np.ones((count, 1)), lost[:, None], gap / self.labels]
+        addends = np.concatenate(columns, axis=1).astype(np.float64)
+        self._addends = addends if units is None else _sums(addends, units)
+        self._rankings = [_Ranking(probabilities[:, c], has[:, c], units) for c in range(self.labels)]
+
+    def figures(self, weights: Floats, ranks: bool = True) -> dict[str, Floats]:
+        """Return each of LABEL_FIGURES as (m,), and of each label its figures as "class_<figure>" (m, labels)."""
+        k = self.labels
+        sums = weights @ self._addends
+        support, predicted, hits, total = sums[:, :k], sums[:, k : 2 * k], sums[:, 2 * k : 3 * k], sums[:, 3 * k]
+        absent = total[:, None] - support
+        neither = absent - predicted + hits
+        f1 = _ratio(2 * hits, support + predicted)
+        values = {
+            "accuracy": _ratio((hits + neither).mean(axis=1), total),
+            "balanced_accuracy": _mean((_ratio(hits, support) + _ratio(neither, absent)) / 2),
+            "f1": _mean(f1),
+            "micro_f1": _ratio(2 * hits.sum(axis=1), (support + predicted).sum(axis=1)),
+            "log_loss": _ratio(sums[:, 3 * k + 1], total),
+            "ece": _ratio(np.abs(sums[:, 3 * k + 2 :]).sum(axis=1), total),
+            "class_precision": _ratio(hits, predicted),
+            "class_recall": _ratio(hits, support),
+            "class_f1": f1,
+        }
+        if ranks:
+            values["class_auc"], values["class_average_precision"] = _areas(self._rankings, weights)
+            values["auc"], values["average_precision"] = (
+                _mean(values[f"class_{figure}"]) for figure in ("auc", "average_precision")
+            )
         return values
 
 
@@ -184,6 +280,12 @@ class _Ranking:
         np.maximum(passed, np.finfo(np.float64).tiny, out=passed)
         np.divide(found, passed, out=found)
         return _ratio(under_roc, positives * negatives), _ratio(_dot(step, found), positives)
+
+
+def _areas(rankings: Sequence[_Ranking], weights: Floats) -> tuple[Floats, Floats]:
+    """Return AUC and average precision of each ranking, (m, rankings)."""
+    auc, precision = zip(*(ranking.areas(weights) for ranking in rankings), strict=True)
+    return np.stack(auc, axis=1), np.stack(precision, axis=1)
 
 
 def _dot(a: Floats, b: Floats) -> Floats:

@@ -35,11 +35,22 @@ from stages.scoring.comparison import (
 from stages.scoring.inline_pictures import Pictures
 from stages.scoring.intervals import RESAMPLES, Difference
 from stages.scoring.labels import few_to_many
-from stages.scoring.leaderboard import Row
+from stages.scoring.leaderboard import Row, headline
 from stages.scoring.records import Record
 from stages.scoring.run_details import run_details
 from stages.scoring.suspects import Suspect, judges
-from stages.scoring.wording import count, decimals, interval, listed, p_value, seconds, signed, size
+from stages.scoring.wording import (
+    FIGURE_NAMES,
+    column_name,
+    count,
+    decimals,
+    interval,
+    listed,
+    p_value,
+    seconds,
+    signed,
+    size,
+)
 
 SECTIONS = {
     "recommendation": "Recommendation",
@@ -122,11 +133,12 @@ def _dataset(
 ) -> dict[str, Any]:
     rows = [row for row in rows if row["dataset"] == d.name]
     chosen = next(row for row in rows if row["run"] == d.shown)
-    values = [v for row in rows for v in _limits(row, "accuracy")]
+    values = [v for row in rows for v in _limits(row, d.figure)]
     wide, narrow = (Bars.over(values, width, at_most=1.0) for width in BAR_WIDTHS)
-    reference = records[d.reference].metrics["accuracy"] if d.reference else None
+    reference = records[d.reference].metrics[d.figure] if d.reference else None
     return {
         "name": d.name,
+        "figure": column_name(d.figure),
         "split_by": _split_text(d, params),
         "recommendation": _unbroken(d.recommendation),
         "cautions": d.cautions,
@@ -141,9 +153,9 @@ def _dataset(
                 "what": f"{row['kind']} on {row['features']}" + _labelled(row, params) + _on_fewer(row, d),
                 "family": row["family"],
                 "chosen": row["run"] == d.recommended,
-                "spread": decimals(row["accuracy_sd"]),
-                "bar": wide.bar(*_limits(row, "accuracy"), mark=reference),
-                "narrow_bar": narrow.bar(*_limits(row, "accuracy"), mark=reference),
+                "spread": decimals(row[f"{d.figure}_sd"]),
+                "bar": wide.bar(*_limits(row, d.figure), mark=reference),
+                "narrow_bar": narrow.bar(*_limits(row, d.figure), mark=reference),
                 "cost": count(row["operations_per_image"]),
                 "costs": _costs(row),
             }
@@ -168,9 +180,10 @@ def _limits(row: Row, figure: str) -> tuple[float, float, float]:
 
 
 def _figures(row: Row) -> dict[str, str]:
+    figure = headline(row)
     return {
-        "accuracy": decimals(row["accuracy"]),
-        "interval": interval(row["accuracy_low"], row["accuracy_high"]),
+        "score": decimals(row[figure]),
+        "interval": interval(row[f"{figure}_low"], row[f"{figure}_high"]),
         "auc": decimals(row["auc"]),
         "auc_interval": interval(row["auc_low"], row["auc_high"]),
     }
@@ -235,7 +248,8 @@ def _differences(d: DatasetComparison) -> dict[str, Any]:
             for run in ordered
         ],
         "difference_axis": {"wide": wide.axis(signed=True), "narrow": narrow.axis(signed=True)},
-        "difference_caption": f"Accuracy minus that of {d.reference}, {comparisons}. The dashed line is no difference.",
+        "difference_caption": f"{_title(d)} minus that of {d.reference}, {comparisons}. "
+        "The dashed line is no difference.",
         "no_differences": "",
     }
 
@@ -267,7 +281,7 @@ def _cost_charts(d: DatasetComparison, params: Params, rows: Sequence[Row]) -> d
     signs += ["squares are baselines, which transfer nothing"] if any(row["family"] == "none" for row in rows) else []
     signs += ["the ring is the recommended run"] if d.recommended else []
     drawn = {
-        "scatter_caption": f"Accuracy with its 95 % interval: {', '.join(signs)}.",
+        "scatter_caption": f"{_title(d)} with its 95 % interval: {', '.join(signs)}.",
         **_cost_chart("scatter", "multiply-adds per image", _points(d, rows, _predicting), d),
         "training": "",
     }
@@ -282,8 +296,12 @@ def _cost_charts(d: DatasetComparison, params: Params, rows: Sequence[Row]) -> d
 def _cost_chart(
     key: str, axis: str, points: list[Point], d: DatasetComparison, joined: Sequence[Sequence[str]] = ()
 ) -> dict[str, Any]:
-    name = f"Accuracy against {axis} for the runs on {d.name}; the numbers are in the tables"
+    name = f"{_title(d)} against {axis} for the runs on {d.name}; the numbers are in the tables"
     return {key: scatter(points, name, axis, joined), f"{key}_narrow": scatter(points, name, axis, joined, width=330)}
+
+
+def _title(d: DatasetComparison) -> str:
+    return FIGURE_NAMES[d.figure].capitalize()
 
 
 def _predicting(row: Row) -> float:
@@ -311,9 +329,9 @@ def _points(d: DatasetComparison, rows: Sequence[Row], cost: Callable[[Row], flo
         Point(
             label=str(row["run"]),
             cost=cost(row),
-            low=_limits(row, "accuracy")[0],
-            value=float(row["accuracy"]),
-            high=_limits(row, "accuracy")[2],
+            low=_limits(row, d.figure)[0],
+            value=float(row[d.figure]),
+            high=_limits(row, d.figure)[2],
             shape="best" if row["run"] == d.recommended else "baseline" if row["family"] == "none" else "dot",
             url=f"#run-{row['run']}",
         )
@@ -352,7 +370,10 @@ FIGURE_COLUMNS: dict[str, tuple[str, Any]] = {
     "auc_low": ("AUC low", decimals),
     "auc_high": ("AUC high", decimals),
     "average_precision": ("average precision", decimals),
+    "average_precision_low": ("average precision low", decimals),
+    "average_precision_high": ("average precision high", decimals),
     "f1": ("F1", decimals),
+    "micro_f1": ("micro F1", decimals),
     "log_loss": ("log loss", decimals),
     "ece": ("ECE", decimals),
     "difference": ("difference", signed),
@@ -449,10 +470,10 @@ def _contradictions(name: str, facts: Mapping[str, Any], pictures: Pictures) -> 
         return None
     folder = PREPARED / name
     rows = read_table(folder / "contradictions.parquet").slice(0, MOST_SUSPECTS // 2).to_pylist()
-    table = read_table(folder / "samples.parquet", ["sample", "label"]).to_pydict()
-    label = dict(zip(table["sample"], table["label"], strict=True))
+    table = read_table(folder / "samples.parquet", ["sample", "label", "target"]).to_pydict()
+    rows_of = {sample: row for row, sample in enumerate(table["sample"])}
     shown = [sample for row in rows for sample in (row["sample"], row["other"])]
-    captions = [f"{facts['classes'][label[sample]]}\n{sample}" for sample in shown]
+    captions = [f"{_labels_of(table, rows_of[sample], facts['classes'])}\n{sample}" for sample in shown]
     sheet = _sheet(read_thumbnails(folder / "thumbnails.parquet", shown), captions)
     return {
         "text": f"{facts['contradictions']:,} pairs of images look the same and are labelled otherwise.",
@@ -460,6 +481,13 @@ def _contradictions(name: str, facts: Mapping[str, Any], pictures: Pictures) -> 
             sheet, f"Contact sheet of pairs of {name} that look the same", "Pairs, with their labels and names."
         ),
     }
+
+
+def _labels_of(table: Mapping[str, Sequence[Any]], row: int, classes: Sequence[str]) -> str:
+    label = table["label"][row]
+    if label is not None:
+        return str(classes[label])
+    return ", ".join(c for c, has in zip(classes, table["target"][row], strict=True) if has) or "none"
 
 
 def _sheet(images: Sequence[Any], captions: Sequence[str]) -> bytes:

@@ -5,9 +5,11 @@ A curve is brought to a grid of equal steps, so that the files stay small whatev
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.files import new_file
-from stages.scoring.metrics import CALIBRATION_BINS, Floats, Outcomes, calibration_bin
+from stages.scoring.metrics import CALIBRATION_BINS, LEAST_PRESENT, Floats, Outcomes, calibration_bin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,8 +47,10 @@ def plot_rows(outcomes: Outcomes) -> dict[str, list[Row]]:
 def confusion_rows(outcomes: Outcomes) -> list[Row]:
     """Return truth, predicted and images of every pair of classes that occurs, and of the diagonal.
 
-    An image that several repeats test counts in each.
+    An image that several repeats test counts in each. Of several labels each is told from those without it.
     """
+    if outcomes.multi_label:
+        return list(_answers(outcomes))
     counts = confusion_counts(outcomes)
     return [
         {"truth": truth, "predicted": predicted, "images": int(counts[i, j])}
@@ -54,6 +58,17 @@ def confusion_rows(outcomes: Outcomes) -> list[Row]:
         for j, predicted in enumerate(outcomes.classes)
         if i == j or counts[i, j] > 0
     ]
+
+
+def _answers(outcomes: Outcomes) -> Iterator[Row]:
+    for c, name in enumerate(outcomes.classes):
+        names = f"not {name}", name
+        pairs = zip(
+            outcomes.positive(c).tolist(), (outcomes.probabilities[:, c] >= LEAST_PRESENT).tolist(), strict=True
+        )
+        counts = Counter(pairs)
+        for truth, predicted in product((True, False), repeat=2):
+            yield {"truth": names[truth], "predicted": names[predicted], "images": counts[truth, predicted]}
 
 
 def confusion_counts(outcomes: Outcomes) -> NDArray[np.int64]:
@@ -69,14 +84,13 @@ def curve_rows(outcomes: Outcomes, axes: tuple[str, str], curve: Curve) -> list[
     Of two classes the curve of the last one alone: of the other it is the same curve from the other side.
     A curve that is undefined (a repeat tests none of a class) is left out.
     """
-    k, repeats = len(outcomes.classes), outcomes.repeat_numbers
-    shown = [1] if k == 2 else range(k)
+    repeats, shown = outcomes.repeat_numbers, outcomes.ranked
     grid = np.linspace(0.0, 1.0, 1 + int(np.clip(MOST_POINTS // (len(shown) * len(repeats)), 10, STEPS)))
     rows: list[Row] = []
     for c in shown:
         for repeat in repeats:
             mine = outcomes.repeats == repeat
-            positive, score = outcomes.truth[mine] == c, outcomes.probabilities[mine, c]
+            positive, score = outcomes.positive(c)[mine], outcomes.probabilities[mine, c]
             if positive.all() or not positive.any():
                 continue
             ends = {"class": outcomes.classes[c], "repeat": repeat}
@@ -114,14 +128,14 @@ def _cumulative(positive: NDArray[np.bool_], score: Floats) -> tuple[Floats, Flo
 def reliability_rows(outcomes: Outcomes) -> list[Row]:
     """Return mean confidence, accuracy and images of each bin of the predicted class's probability that is not empty.
 
+    Of several labels each answer counts, by the probability of what is answered.
     All repeats together; the ECE is worked out for each repeat alone.
     """
-    predicted = outcomes.probabilities.argmax(axis=1)
-    confidence = outcomes.probabilities[np.arange(len(outcomes)), predicted]
+    right_ones, confidence = outcomes.right.ravel(), outcomes.confidence.ravel()
     bins = calibration_bin(confidence)
     images = np.bincount(bins, minlength=CALIBRATION_BINS)
     total = np.bincount(bins, confidence, CALIBRATION_BINS)
-    right = np.bincount(bins, predicted == outcomes.truth, CALIBRATION_BINS)
+    right = np.bincount(bins, right_ones, CALIBRATION_BINS)
     return [
         {"confidence": round(total[b] / n, 6), "accuracy": round(right[b] / n, 6), "images": int(n)}
         for b, n in enumerate(images)
@@ -146,24 +160,35 @@ class Mistake:
 
 def most_confident_mistakes(outcomes: Outcomes, count: int = MISTAKES) -> list[Mistake]:
     """Return the wrong predictions of highest probability, each image once, the most confident first."""
-    predicted = outcomes.probabilities.argmax(axis=1)
-    confidence = outcomes.probabilities[np.arange(len(outcomes)), predicted]
-    wrong = np.flatnonzero(predicted != outcomes.truth)
+    wrong, confidence = np.argwhere(~outcomes.right), outcomes.confidence[~outcomes.right]
     found: dict[str, Mistake] = {}
-    for i in wrong[np.argsort(-confidence[wrong], kind="stable")]:
+    for at in np.argsort(-confidence, kind="stable"):
         if len(found) == count:
             break
-        sample, truth = outcomes.samples[i], outcomes.classes[outcomes.truth[i]]
-        found.setdefault(sample, Mistake(sample, truth, outcomes.classes[predicted[i]], float(confidence[i])))
+        sample, (truth, predicted) = outcomes.samples[wrong[at][0]], _names(outcomes, wrong[at])
+        found.setdefault(sample, Mistake(sample, truth, predicted, float(confidence[at])))
     return list(found.values())
+
+
+def _names(outcomes: Outcomes, where: NDArray[np.int64]) -> tuple[str, str]:
+    """Return what is true and what is predicted: of an image, or of one label of an image."""
+    if outcomes.multi_label:
+        row, label = where
+        name = outcomes.classes[label]
+        return (name, f"not {name}") if outcomes.truth[row, label] else (f"not {name}", name)
+    row = where[0]
+    return outcomes.classes[outcomes.truth[row]], outcomes.classes[outcomes.probabilities[row].argmax()]
 
 
 def draw_pictures(folder: Path, outcomes: Outcomes, rows: dict[str, list[Row]]) -> None:
     """Write confusion.png, roc.png, precision_recall.png and reliability.png."""
     classes = outcomes.classes
-    counts = confusion_counts(outcomes)
     side = 4.5 if len(classes) <= MOST_NAMES else 7.0
-    _draw(folder / "confusion.png", side, True, lambda axes: _draw_confusion(axes, classes, counts))
+    if outcomes.multi_label:
+        _draw(folder / "confusion.png", side, True, lambda axes: _draw_answers(axes, classes, rows["confusion"]))
+    else:
+        counts = confusion_counts(outcomes)
+        _draw(folder / "confusion.png", side, True, lambda axes: _draw_confusion(axes, classes, counts))
     for name, keys in (("roc", ("fpr", "tpr")), ("precision_recall", ("recall", "precision"))):
         _draw(folder / f"{name}.png", 4.5, False, partial(_draw_curves, rows=rows[name], keys=keys, classes=classes))
     _draw(folder / "reliability.png", 4.5, False, lambda axes: _draw_reliability(axes, rows["reliability"]))
@@ -202,19 +227,37 @@ def _draw_confusion(axes: Axes, classes: Sequence[str], counts: NDArray[np.int64
         axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", color=ink, fontsize=9 if len(classes) < 8 else 6)
 
 
+def _draw_answers(axes: Axes, classes: Sequence[str], rows: Sequence[Row]) -> None:
+    """Draw for each label how many images that have it, and how many that have not, are said to have it."""
+    counts = np.array([row["images"] for row in rows]).reshape(len(classes), 4)
+    totals = counts.reshape(-1, 2, 2).sum(axis=2, keepdims=True)
+    shares = (counts.reshape(-1, 2, 2) / np.maximum(totals, 1)).reshape(-1, 4)
+    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    axes.set_xticks(range(4), ["with,\nfound", "with,\nmissed", "without,\nnamed", "without,\nnot named"], fontsize=8)
+    axes.set_title("answers, shaded by share of the images with or without", fontsize=9)
+    if len(classes) > MOST_NAMES:
+        return
+    axes.set_yticks(range(len(classes)), [_short(c) for c in classes])
+    for (i, j), n in np.ndenumerate(counts):
+        axes.text(
+            j, i, f"{n:,}", ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black", fontsize=8
+        )
+
+
 def _draw_curves(axes: Axes, rows: Iterable[Row], keys: tuple[str, str], classes: Sequence[str]) -> None:
-    """Draw the mean over the repeats of each class, and thinly each repeat where there are two classes."""
+    """Draw the mean over the repeats of each class, and thinly each repeat where there is one curve, of two classes."""
     curves = list(_curves(rows, keys))
+    alone = len(classes) == 2 and len({of for of, _, _ in curves}) == 1
     for c in [name for name in classes if any(name == of for of, _, _ in curves)][:MOST_LINES]:
         mine = [(x, y) for of, x, y in curves if of == c]
-        for x, y in mine if len(classes) == 2 else ():
+        for x, y in mine if alone else ():
             axes.plot(x, y, color="tab:blue", alpha=0.35, linewidth=0.8)
         axes.plot(mine[0][0], np.mean([y for _, y in mine], axis=0), linewidth=1.6, label=_short(c))
     if keys[0] == "fpr":
         axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
     axes.set(xlabel=_AXIS_NAMES[keys[0]], ylabel=_AXIS_NAMES[keys[1]], xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.set_aspect("equal")
-    title = "mean over the repeats, and each repeat" if len(classes) == 2 else "mean over the repeats"
+    title = "mean over the repeats, and each repeat" if alone else "mean over the repeats"
     many = f", the first {MOST_LINES} classes" if len(classes) > max(MOST_LINES, 2) else ""
     axes.set_title(title + many, fontsize=9)
     if curves:

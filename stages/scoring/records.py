@@ -24,10 +24,11 @@ import numpy as np
 
 from stages.files import REPORTS, new_file, read_json, read_table, write_json, write_table
 from stages.scoring.intervals import BUCKETS, Estimate, Replicates, left_out
-from stages.scoring.metrics import FIGURES, Outcomes
+from stages.scoring.metrics import LABEL_FIGURES, Outcomes
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 RUNS = REPORTS / "runs"
 MOST_ROWS = 50_000
@@ -38,8 +39,9 @@ PLOTS = ("confusion", "roc", "precision_recall", "reliability")
 class Record:
     """What is known of a run.
 
-    facts : classes, family, kind, dataset, features, fingerprint; of data set and features their content hash
-    metrics : FIGURES, each with _low, _high and _sd, None where undefined; repeats, images, groups
+    facts : classes, family, kind, dataset, features, fingerprint; of data set and features their content hash;
+        multi_label : true where images may have several labels, else absent
+    metrics : FIGURES or LABEL_FIGURES, each with _low, _high and _sd, None where undefined; repeats, images, groups
     details : {"classes": [{"class", "images", figures}], "slices": [{"column", "value", "images", figures}],
         "not_sliced": [{"column", "values": how many have no slice of their own}],
         "labels": {budget: {"labels", figures}}, few to many, empty where the run has one budget}
@@ -53,6 +55,11 @@ class Record:
     details: dict[str, Any]
     cost: dict[str, Any]
     outcomes: Outcomes | Replicates
+
+    @property
+    def headline(self) -> str:
+        """The figure that runs are ordered and compared by."""
+        return "average_precision" if self.facts.get("multi_label") else "accuracy"
 
 
 def write_record(record: Record, plots: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -143,20 +150,41 @@ def read_outcomes(path: Path) -> tuple[Outcomes | Replicates, dict[str, Any]]:
         samples=table["sample"].to_pylist(),
         repeats=table["repeat"].to_numpy().astype(np.int64),
         groups=None if None in groups else groups,
-        truth=np.array([classes.index(c) for c in table["truth"].to_pylist()], dtype=np.int64),
+        truth=_numbers(table["truth"], classes),
         probabilities=np.stack([table[f"p_{c}"].to_numpy().astype(np.float64) for c in classes], axis=1),
     ), facts
 
 
+def _numbers(truth: pa.ChunkedArray, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Return what `outcomes_table` was given as truth."""
+    number = {name: i for i, name in enumerate(classes)}
+    values = truth.to_pylist()
+    if values and isinstance(values[0], list):
+        found = np.zeros((len(values), len(classes)), np.int64)
+        for row, names in enumerate(values):
+            found[row, [number[name] for name in names]] = 1
+        return found
+    return np.array([number[name] for name in values], np.int64)
+
+
 def outcomes_table(outcomes: Outcomes) -> pa.Table:
-    """Return sample, repeat, group, truth and p_<class> of each row; probabilities as float32."""
+    """Return sample, repeat, group, truth and p_<class> of each row; probabilities as float32.
+
+    truth : the class, or where images may have several labels a list of those that it has
+    """
     import pyarrow as pa
 
+    classes = outcomes.classes
+    truth: Any = (
+        [classes[t] for t in outcomes.truth]
+        if not outcomes.multi_label
+        else [[classes[c] for c in np.flatnonzero(row)] for row in outcomes.truth]
+    )
     columns = {
         "sample": pa.array(outcomes.samples, pa.string()),
         "repeat": pa.array(outcomes.repeats, pa.int32()),
         "group": pa.nulls(len(outcomes), pa.string()) if outcomes.groups is None else pa.array(outcomes.groups),
-        "truth": pa.array([outcomes.classes[t] for t in outcomes.truth], pa.string()),
+        "truth": pa.array(truth, pa.list_(pa.string()) if outcomes.multi_label else pa.string()),
     }
     for i, name in enumerate(outcomes.classes):
         columns[f"p_{name}"] = pa.array(outcomes.probabilities[:, i], pa.float32())
@@ -174,22 +202,23 @@ def _left_out_table(found: Replicates) -> pa.Table:
         "images": pa.array(np.repeat(found.images, BUCKETS + 1), pa.int64()),
         "share": np.concatenate([np.ones((len(found.repeats), 1)), found.share], axis=1).reshape(rows),
     }
-    for figure in FIGURES:
+    for figure in (name for name in LABEL_FIGURES if name in found.whole):
         values = np.concatenate([found.whole[figure][:, None], found.values[figure]], axis=1).reshape(rows)
         columns[figure] = pa.array(values, from_pandas=True)  # NaN becomes null
     return pa.table(columns)
 
 
 def _read_left_out(table: pa.Table) -> Replicates:
+    figures = [name for name in LABEL_FIGURES if name in table.column_names]
     columns = {
-        name: table[name].to_numpy().reshape(-1, BUCKETS + 1) for name in ("repeat", "images", "share", *FIGURES)
+        name: table[name].to_numpy().reshape(-1, BUCKETS + 1) for name in ("repeat", "images", "share", *figures)
     }
     share = columns["share"][:, 1:]
     return Replicates(
         repeats=[int(r) for r in columns["repeat"][:, 0]],
         images=[int(n) for n in columns["images"][:, 0]],
-        whole={figure: columns[figure][:, 0] for figure in FIGURES},
-        values={figure: columns[figure][:, 1:] for figure in FIGURES},
+        whole={figure: columns[figure][:, 0] for figure in figures},
+        values={figure: columns[figure][:, 1:] for figure in figures},
         share=share,
         units=int((share < 1).any(axis=0).sum()),
         bootstrap=False,

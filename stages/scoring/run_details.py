@@ -13,10 +13,11 @@ from stages.scoring.comparison import Comparison
 from stages.scoring.inline_pictures import Picture, Pictures
 from stages.scoring.leaderboard import Row
 from stages.scoring.records import Record, read_plot
-from stages.scoring.wording import count, decimals, interval, listed, seconds
+from stages.scoring.wording import column_name, count, decimals, interval, listed, seconds
 
 MOST_CLASSES = 12
 """Classes shown in curves and in the confusion matrix: the hardest ones where there are more."""
+ANSWERS = ("with, found", "with, missed", "without, named", "without, not named")
 MOST_ROWS = 12
 """Classes, and values of a column, in a table: the hardest ones where there are more."""
 
@@ -33,11 +34,13 @@ def run_details(
     return {
         "run": name,
         "title": f"{name}: {row['kind']} on {row['features']}",
-        "summary": ", ".join(filter(None, [f"accuracy {decimals(row['accuracy'])}", d.name, special.get(name)])),
+        "summary": ", ".join(
+            filter(None, [f"{column_name(d.figure)} {decimals(row[d.figure])}", d.name, special.get(name)])
+        ),
         "open": name == headline.shown,
         "facts": list(_run_facts(row, record)),
         "charts": list(_charts(name, record)),
-        "confusion": _confusion(name, record.facts["classes"], _shown_classes(record)),
+        "confusion": (_answers if record.facts.get("multi_label") else _confusion)(name, record),
         "tables": list(_tables(name, record)),
         "not_sliced": _not_sliced(record),
         "mistakes": _mistakes(name, pictures) if name in special else None,
@@ -51,6 +54,7 @@ TITLES = {
     "auc": "AUC",
     "average_precision": "average precision",
     "f1": "macro F1",
+    "micro_f1": "micro F1",
     "log_loss": "log loss (nats)",
     "ece": "calibration error (ECE)",
 }
@@ -58,10 +62,10 @@ TITLES = {
 
 def _run_facts(row: Row, record: Record) -> Iterator[tuple[str, str, str]]:
     """Yield names of facts, the facts, and what stands small below them."""
-    for figure, title in TITLES.items():
+    for figure, title in ((f, t) for f, t in TITLES.items() if f in record.metrics):
         limits = interval(record.metrics.get(f"{figure}_low"), record.metrics.get(f"{figure}_high"))
         yield title, decimals(record.metrics[figure]), limits
-    yield "spread of accuracy", decimals(row["accuracy_sd"]), "over splits"
+    yield f"spread of {column_name(record.headline)}", decimals(row[f"{record.headline}_sd"]), "over splits"
     yield "trained parameters", count(row["trained_parameters"]), f"in {seconds(row['train_seconds'])}"
     yield "fingerprint", str(record.facts["fingerprint"])[:12], str(row["family"])
 
@@ -84,7 +88,7 @@ def _shown_classes(record: Record) -> list[str]:
 
 def _charts(run: str, record: Record) -> Iterator[dict[str, Any]]:
     classes: list[str] = record.facts["classes"]
-    two = len(classes) == 2
+    two = len(classes) == 2 and not record.facts.get("multi_label")
     shown = classes[-1:] if two else _shown_classes(record)
     which = f"of {shown[0]}" if two else "of each class against the rest"
     thin = "thin: each split" if two else "mean over the splits"
@@ -134,7 +138,8 @@ def _reliability(run: str) -> list[Line]:
     return [Line(points, strong=True, dots=True)] if points else []
 
 
-def _confusion(run: str, classes: Sequence[str], shown: Sequence[str]) -> dict[str, Any]:
+def _confusion(run: str, record: Record) -> dict[str, Any]:
+    classes, shown = record.facts["classes"], _shown_classes(record)
     counted = {(row["truth"], row["predicted"]): int(row["images"]) for row in read_plot(run, "confusion")}
     rows = []
     for truth in shown:
@@ -142,12 +147,30 @@ def _confusion(run: str, classes: Sequence[str], shown: Sequence[str]) -> dict[s
         images = {c: counted.get((truth, c), 0) for c in shown}
         cells = [{"text": f"{n:,}", "share": f"{n / total:.3f}", "right": c == truth} for c, n in images.items()]
         rows.append({"name": truth, "cells": cells})
-    return {"classes": list(shown), "rows": rows, "left_out": len(classes) - len(shown)}
+    note = "a row for each true class, a column for what it was taken for"
+    return {"classes": list(shown), "rows": rows, "left_out": len(classes) - len(shown), "note": note}
+
+
+def _answers(run: str, record: Record) -> dict[str, Any]:
+    """Return for each label how many images that have it, and how many that have not, were said to have it."""
+    classes, shown = record.facts["classes"], _shown_classes(record)
+    counted = {(row["truth"], row["predicted"]): int(row["images"]) for row in read_plot(run, "confusion")}
+    rows = []
+    for name in shown:
+        cells = []
+        for truth in (name, f"not {name}"):
+            images = {predicted: counted.get((truth, predicted), 0) for predicted in (name, f"not {name}")}
+            total = max(sum(images.values()), 1)
+            cells += [{"text": f"{n:,}", "share": f"{n / total:.3f}", "right": p == truth} for p, n in images.items()]
+        rows.append({"name": name, "cells": cells})
+    note = "a row for each label, and of the images with it, and those without, how many were said to have it"
+    return {"classes": list(ANSWERS), "rows": rows, "left_out": len(classes) - len(shown), "note": note}
 
 
 def _tables(run: str, record: Record) -> Iterator[dict[str, Any]]:
     """Yield a table for the classes and for each column that the test images are sliced by."""
     figures = {"precision": "precision", "recall": "recall", "f1": "F1", "auc": "AUC"}
+    figures |= {"average_precision": "average precision"} if record.facts.get("multi_label") else {}
     shown, few = _hardest(record.details["classes"], "recall")
     yield {
         "id": f"classes-{run}",
@@ -159,13 +182,14 @@ def _tables(run: str, record: Record) -> Iterator[dict[str, Any]]:
     for entry in record.details["slices"]:
         slices.setdefault(entry["column"], []).append(entry)
     for i, (column, entries) in enumerate(slices.items()):
-        shown, few = _hardest(entries, "accuracy")
+        shown, few = _hardest(entries, record.headline)
         yield {
             "id": f"slices-{run}-{i}",
             "title": f"By {column}{few}",
-            "columns": [column, "images", "accuracy", "AUC"],
+            "columns": [column, "images", column_name(record.headline), "AUC"],
             "rows": [
-                [s["value"], count(s["images"]), _with_interval(s, "accuracy"), _with_interval(s, "auc")] for s in shown
+                [s["value"], count(s["images"]), *(_with_interval(s, f) for f in (record.headline, "auc"))]
+                for s in shown
             ],
         }
 

@@ -13,7 +13,7 @@ hard; a person decides.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,23 @@ class Suspect:
 
 
 def find_suspects(runs: Sequence[Outcomes]) -> list[Suspect]:
-    """Return the suspects among the test images of some runs of one data set, the likeliest first."""
+    """Return the suspects among the test images of some runs of one data set, the likeliest first.
+
+    Where images have several labels, each label is judged by itself.
+    """
+    if runs[0].multi_label:
+        found = [s for c in range(len(runs[0].classes)) for s in find_suspects([_one_label(run, c) for run in runs])]
+        return sorted(found, key=lambda s: (s.p_label - s.p_suggested, s.sample, s.suggested))
+    return _find(runs)
+
+
+def _one_label(run: Outcomes, number: int) -> Outcomes:
+    name, p = run.classes[number], run.probabilities[:, number]
+    truth, both = run.truth[:, number], np.stack([1 - p, p], axis=1)
+    return replace(run, classes=[f"not {name}", name], truth=truth, probabilities=both)
+
+
+def _find(runs: Sequence[Outcomes]) -> list[Suspect]:
     classes = runs[0].classes
     numbers: dict[str, int] = {}
     rows = [np.array([numbers.setdefault(name, len(numbers)) for name in run.samples], np.int64) for run in runs]

@@ -8,6 +8,7 @@ correlation with the best accuracy that a run on them has reached; a score that 
 rankers is said to be so.
 
 Only training and validation samples of the first repeat are read, in the view identity; maps and tokens are averaged.
+Where images have several labels, a score is the mean over the labels of what it says of each.
 """
 
 from __future__ import annotations
@@ -184,22 +185,29 @@ def score_features(params: Params, dataset: str) -> dict[str, dict[str, float]]:
             continue
         x = vectors(store, at)
         x = x[:, x.std(axis=0) > 0]
-        found[name] = {
-            "LogME": log_me(x, labels),
-            "H-score": h_score(x, labels),
-            "N-LEEP": n_leep(x, labels),
-            "size": float(store.facts["operations"]),
-            "probe": probe(x, labels, groups),
-        }
+        of_each = [_scores(x, own, groups) for own in (labels.T if samples.multi_label else [labels])]
+        means = {score: float(np.mean([own[score] for own in of_each])) for score in of_each[0]}
+        found[name] = {**means, "size": float(store.facts["operations"])}
     return found
 
 
+def _scores(x: Floats, labels: Ints, groups: Sequence[str] | None) -> dict[str, float]:
+    return {
+        "LogME": log_me(x, labels),
+        "H-score": h_score(x, labels),
+        "N-LEEP": n_leep(x, labels),
+        "probe": probe(x, labels, groups),
+    }
+
+
 def measured(rows: Sequence[Mapping[str, Any]], dataset: str) -> dict[str, float]:
-    """Return the best accuracy of the runs on each features, of those with the most repeats."""
+    """Return the best figure of the runs on each features, of those with the most repeats."""
+    from stages.scoring.leaderboard import headline
+
     best: dict[str, tuple[int, float]] = {}
     for row in rows:
         if row["dataset"] == dataset:
-            key = int(row["repeats"]), float(row["accuracy"])
+            key = int(row["repeats"]), float(row[headline(row)])
             best[row["features"]] = max(best.get(row["features"], (0, 0.0)), key)
     most = max((repeats for repeats, _ in best.values()), default=0)
     return {features: accuracy for features, (repeats, accuracy) in best.items() if repeats == most}

@@ -17,6 +17,13 @@ FAMILIES = {
     "none": "none",
 }
 """The families of transfer by the short names that the methods' files use."""
+FIGURE_NAMES = {"accuracy": "accuracy", "average_precision": "mean average precision"}
+"""What runs are compared by, as sentences name it; columns say mAP for the second."""
+
+
+def column_name(figure: str) -> str:
+    """Return the name of a figure that runs are compared by, above a column."""
+    return "mAP" if figure == "average_precision" else figure
 
 
 def decimals(value: Any, digits: int = 3) -> str:

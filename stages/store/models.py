@@ -79,5 +79,10 @@ def read_model(folder: Path) -> Model:
         arrays = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}): run `dvc checkout` or `dvc repro`") from None
-    model: Model = kind_module("transfers", facts["kind"]).load(facts, arrays)
+    load = kind_module("transfers", facts["kind"]).load
+    if "each" in facts:
+        from stages.transfers.shared.several import load_each
+
+        return load_each(load, facts, arrays)
+    model: Model = load(facts, arrays)
     return model

@@ -4,7 +4,8 @@ MLflow stores this file, a copy of stages/ and the folder of one repeat's model,
 nothing is pickled, and the repository is not needed. One row in, one row out:
 
     image : a PNG, JPEG or other image file's bytes, or the same as base64 text
-    class, p_<class> ... : the most probable class, and the probability of each
+    class, p_<class> ... : the most probable class, and the probability of each; of several labels `class` holds those
+        of probability one half or more, with a semicolon between
 """
 
 from __future__ import annotations
@@ -39,15 +40,17 @@ class ServedModel(PythonModel):
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
         """Return a row with class and probabilities for each row; an MlflowException names an image that is none."""
+        from stages.predict import BETWEEN
         from stages.samples.decoding import BadImage
 
-        classes, columns = self._predictor.classes, self._predictor.columns
+        columns = self._predictor.columns
         contents = [_bytes(value, row) for row, value in enumerate(model_input["image"])]
         rows = []
         for row, result in enumerate(self._predictor.predict(contents)):
             if isinstance(result, BadImage):
                 raise _refused(row, str(result))
-            rows.append({"class": classes[result.argmax()], **dict(zip(columns, result, strict=True))})
+            names = BETWEEN.join(self._predictor.names(result))
+            rows.append({"class": names, **dict(zip(columns, result, strict=True))})
         return pd.DataFrame(rows, columns=["class", *columns])
 
 

@@ -49,7 +49,7 @@ class Part:
 
     activations : (n, views, *shape at the cut), the view identity first; a kind that streams reads them by
         activations[rows, views]
-    labels : (n,) the class of each sample, as an index
+    labels : (n,) the class of each sample, as an index; of several labels (n, classes), 1 for those that it has
     targets : (n, classes) how much each belongs to each class
     groups : (n,) names of what must stay together, or None where the data set has no groups
     """
@@ -68,6 +68,9 @@ class TrainingData:
     facts : how that part is built again
     checkpoint : where a long training keeps how far it is
     inner : of names of layers, makes what gives their averaged outputs from an activation at the cut, frozen
+
+    Where samples have several labels, `fit` is called for each label by itself, with two classes; but a kind that
+    streams is given all of them.
     """
 
     classes: list[str]
@@ -77,3 +80,8 @@ class TrainingData:
     facts: dict[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
     inner: Callable[[Sequence[str]], nn.Module] | None = None
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether samples may have several labels, or none."""
+        return self.training.labels.ndim == 2

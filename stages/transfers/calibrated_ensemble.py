@@ -22,7 +22,7 @@ from stages.transfers.shared.kernel import Costs, Gammas, Kernel, KernelParams, 
 from stages.transfers.shared.network import NetworkModel, loaded, outputs
 from stages.transfers.shared.shallow import ShallowModel, fit_shallow, softmax
 from stages.transfers.shared.training import TrainingParams, train
-from stages.transfers.shared.training import problem as problem
+from stages.transfers.shared.training import problem as training_problem
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from stages.params import Dataset, Features
     from stages.transfers import Activations
     from stages.transfers.shared.shallow import Floats, Singles
 
@@ -51,6 +52,13 @@ class Params(TrainingParams):
     )
     C: Costs = Field([3.0, 10.0, 30.0])
     gamma: Gammas = Field([0.5])
+
+
+def problem(params: Params, features: Features, dataset: Dataset) -> str | None:
+    """Say why these entries do not go together."""
+    if dataset.label.multi_label:
+        return f"kind {params.kind} takes one class of each image; the data set has several labels: use fine_tune"
+    return training_problem(params, features, dataset)
 
 
 @dataclass

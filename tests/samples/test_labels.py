@@ -124,3 +124,51 @@ def test_probabilities_that_are_none_are_an_error(soft: Any, change: dict[str, l
     with pytest.raises(UserError) as error:
         of_table(columns, soft=soft)
     assert str(error.value) == f"params.yaml: datasets.cells.label.soft{message}"
+
+
+def test_several_columns_are_labels_of_which_an_image_may_have_several_or_none() -> None:
+    columns = {"crack": [1, 0, 1, 0], "dust": ["yes", "no", "", "no"], "bent": [True, False, False, None]}
+    found = of_table(columns, column=["crack", "dust", "bent"])
+    assert found.classes == ["bent", "crack", "dust"]
+    assert found.targets().tolist() == [[1, 1, 1], [0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert found.counts == [1, 2, 1]
+    assert (found.index >= 0).all()
+
+
+def test_several_values_in_a_cell_are_labels() -> None:
+    found = labels(["dust; crack", "crack", "", "sound ;", "crack;dust"], separator=";")
+    assert found.classes == ["crack", "dust", "sound"]
+    assert found.several is not None
+    assert found.several.tolist() == [
+        [True, True, False],
+        [True, False, False],
+        [False, False, False],
+        [False, False, True],
+        [True, True, False],
+    ]
+    assert found.index.tolist() == [found.index[0], found.index[1], -1, found.index[3], found.index[0]]
+
+
+def test_a_threshold_makes_a_label_of_each_of_several_columns() -> None:
+    found = of_table({"a": [0.1, 0.5, None], "b": [0.9, 0.2, None]}, column=["b", "a"], threshold=0.5)
+    assert found.classes == ["a", "b"]
+    assert found.targets()[:2].tolist() == [[0, 1], [1, 0]]
+    assert found.index[2] == -1  # nothing is known of it
+
+
+@pytest.mark.parametrize(
+    ("columns", "keys", "message"),
+    [
+        ({"a": [1, 0], "b": [2, 0]}, {"column": ["a", "b"]}, "the column b holds 2, which is neither 0 nor 1; name a"),
+        ({"a": [1, 0], "b": ["x", "1"]}, {"column": ["a", "b"]}, "the column b holds 'x', which is neither 0 nor 1"),
+        ({"a": [1, 0], "b": ["x", "y"]}, {"column": ["a", "b"], "threshold": 1}, "the column b holds words such as"),
+        ({"a": [1, 0], "b": [0, 0]}, {"column": ["a", "b"]}, "no image has the label b"),
+        ({"a": [1, 1], "b": [1, 0]}, {"column": ["a", "b"]}, "every image has the label a"),
+        ({"class": ["a", "a"]}, {"separator": ";"}, "the column class makes 1 labels; it takes two"),
+    ],
+)
+def test_what_makes_no_labels_is_told(columns: dict[str, list[Any]], keys: dict[str, Any], message: str) -> None:
+    if isinstance(keys.get("threshold"), int):
+        keys = {**keys, "threshold": float(keys["threshold"])}
+    with pytest.raises(UserError, match=message):
+        of_table(columns, **keys)

@@ -262,3 +262,27 @@ def test_a_brought_part_that_lacks_a_class_is_an_error_that_names_both() -> None
         UserError, match="the train part of repeat 0 has nothing of the class class 1, which has 30 sam"
     ):
         brought(parts, labels)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_each_of_several_labels_has_its_share_in_every_part(grouped: bool) -> None:
+    chance = np.random.default_rng(0)
+    labels = (chance.random((1200, 6)) < [0.5, 0.3, 0.2, 0.1, 0.05, 0.03]).astype(np.int64)
+    labels[:, 1] |= labels[:, 0] & (chance.random(1200) < 0.5)  # some come together
+    units = join([str(i // 6) for i in range(1200)]) if grouped else singles(1200)
+    classes = [f"label {number}" for number in range(6)]
+    params = Split(test=0.25, validation=0.15, repeats=4)
+    parts = split(units, make_strata((), labels), labels, classes, params, "datasets.made_up")
+    for part in parts:
+        for number, share in ((TRAIN, 0.6), (VALIDATION, 0.15), (TEST, 0.25)):
+            mine = part == number
+            assert abs(mine.mean() - share) < 0.02
+            wanted = labels.sum(axis=0) * share
+            assert (np.abs(labels[mine].sum(axis=0) - wanted) <= (2 if not grouped else 3) + 0.05 * wanted).all()
+
+
+def test_a_rare_one_of_several_labels_is_an_error_that_names_it() -> None:
+    labels = np.zeros((40, 2), np.int64)
+    labels[::2, 0], labels[:2, 1] = 1, 1
+    with pytest.raises(UserError, match="the class b has 2 samples; to have some in every part it takes 3"):
+        split(singles(40), make_strata((), labels), labels, ["a", "b"], Split(test=0.25), "datasets.made_up")

@@ -7,7 +7,16 @@ import pytest
 from sklearn import metrics as reference
 
 from stages.scoring.intervals import estimates
-from stages.scoring.metrics import FIGURES, Floats, Integers, Outcomes, Scores, calibration_bin
+from stages.scoring.metrics import (
+    FIGURES,
+    LABEL_FIGURES,
+    Floats,
+    Integers,
+    LabelScores,
+    Outcomes,
+    Scores,
+    calibration_bin,
+)
 
 
 def whole(truth: Integers, probabilities: Floats) -> dict[str, Floats]:
@@ -146,3 +155,58 @@ def test_a_true_class_of_probability_zero_costs_much_but_not_everything() -> Non
 def test_no_figure_is_forgotten() -> None:
     truth, p = made_up(50, 3)
     assert set(FIGURES) <= set(whole(truth, p))
+
+
+def several(images: int = 300, labels: int = 4, decimals: int = 2) -> tuple[Integers, Floats]:
+    """Return truth (images, labels) and probabilities that know something of it; rounded, so that many are equal."""
+    random = np.random.default_rng(1)
+    truth = (random.random((images, labels)) < np.linspace(0.1, 0.6, labels)).astype(np.int64)
+    logits = random.normal(size=truth.shape) + 2 * truth - 1
+    return truth, np.round(1 / (1 + np.exp(-logits)), decimals) * 0.998 + 0.001
+
+
+@pytest.mark.parametrize("decimals", [2, 9])
+def test_figures_of_several_labels_equal_those_of_scikit_learn(decimals: int) -> None:
+    truth, p = several(decimals=decimals)
+    answers = (p >= 0.5).astype(np.int64)
+    found = {k: v[0] for k, v in LabelScores(truth, p).figures(np.ones((1, len(truth)))).items()}
+    columns = range(truth.shape[1])
+    expected = {
+        "accuracy": 1 - reference.hamming_loss(truth, answers),
+        "balanced_accuracy": np.mean([reference.balanced_accuracy_score(truth[:, c], answers[:, c]) for c in columns]),
+        "f1": reference.f1_score(truth, answers, average="macro"),
+        "micro_f1": reference.f1_score(truth, answers, average="micro"),
+        "auc": reference.roc_auc_score(truth, p, average="macro"),
+        "average_precision": reference.average_precision_score(truth, p, average="macro"),
+        "log_loss": np.mean([reference.log_loss(truth[:, c], p[:, c]) for c in columns]),
+    }
+    assert set(expected) | {"ece"} == set(LABEL_FIGURES)
+    for figure, value in expected.items():
+        assert found[figure] == pytest.approx(value, abs=1e-12), figure
+    precision, recall, f1, _ = reference.precision_recall_fscore_support(truth, answers)
+    np.testing.assert_allclose(found["class_precision"], precision)
+    np.testing.assert_allclose(found["class_recall"], recall)
+    np.testing.assert_allclose(found["class_f1"], f1)
+    of_each = reference.average_precision_score(truth, p, average=None)
+    np.testing.assert_allclose(found["class_average_precision"], of_each)
+
+
+def test_calibration_error_of_several_labels_is_that_of_all_answers() -> None:
+    truth, p = several(decimals=9)  # where none is exactly one half
+    flat = np.stack([1 - p.ravel(), p.ravel()], axis=1)
+    found = LabelScores(truth, p).figures(np.ones((1, len(truth))), ranks=False)["ece"][0]
+    assert found == pytest.approx(whole(truth.ravel(), flat)["ece"], abs=1e-12)
+
+
+def test_an_image_of_weight_two_counts_as_two_and_units_share_a_weight() -> None:
+    truth, p = several(60)
+    twice = np.concatenate([np.arange(60), np.arange(10)])
+    weights = np.ones((1, 60))
+    weights[0, :10] = 2
+    expected = LabelScores(truth[twice], p[twice]).figures(np.ones((1, 70)))
+    for found in (
+        LabelScores(truth, p).figures(weights),
+        LabelScores(truth, p, np.repeat(np.arange(6), 10)).figures(np.array([[2.0, 1, 1, 1, 1, 1]])),
+    ):
+        for figure, value in expected.items():
+            np.testing.assert_allclose(found[figure], value, atol=1e-12, err_msg=figure)

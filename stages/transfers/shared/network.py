@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from stages.threads import TORCH
-from stages.transfers.shared.shallow import softmax
+from stages.transfers.shared.shallow import sigmoid, softmax
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,7 +84,9 @@ class NetworkModel:
     def predict_proba(self, activations: Singles) -> Floats:
         """Return the probabilities (n, classes) for activations (n, views, *shape): the mean over the views."""
         views = range(activations.shape[1]) if self.facts["views"] == "all" else [0]
-        return predict(self.network, activations, views, self.facts["temperature"])
+        return predict(
+            self.network, activations, views, self.facts["temperature"], self.facts.get("multi_label", False)
+        )
 
     def save(self, folder: Path) -> None:
         """Write the model into a folder."""
@@ -106,13 +108,18 @@ def loaded(build: Callable[[], N], arrays: dict[str, NDArray[Any]]) -> N:
 
 
 def predict(
-    network: torch.nn.Module, activations: Activations, views: Sequence[int] | range, temperature: float
+    network: torch.nn.Module,
+    activations: Activations,
+    views: Sequence[int] | range,
+    temperature: float,
+    multi_label: bool = False,
 ) -> Floats:
     """Return the probabilities (n, classes) that a network in eval mode gives, averaged over some views.
 
-    temperature : its logits are divided by it.
+    temperature : its logits are divided by it; multi_label : whether each class has a probability by itself
     """
-    total = sum(softmax(outputs(network, activations, view).astype(np.float64) / temperature) for view in views)
+    among = sigmoid if multi_label else softmax
+    total = sum(among(outputs(network, activations, view).astype(np.float64) / temperature) for view in views)
     probabilities: Floats = np.asarray(total) / len(views)
     return probabilities
 

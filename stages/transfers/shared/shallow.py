@@ -324,8 +324,22 @@ def softmax(logits: Floats) -> Floats:
     return powers
 
 
+def sigmoid(logits: Floats) -> Floats:
+    """Return the probability of each label (n, labels) by itself."""
+    powers = np.exp(-np.abs(logits))
+    probabilities: Floats = np.where(logits < 0, powers, 1.0) / (1 + powers)
+    return probabilities
+
+
 def log_loss(probabilities: Floats, labels: Indices, weights: Floats) -> float:
-    """Return the weighted mean of the log loss in nats; a probability of zero counts as the least positive number."""
+    """Return the weighted mean of the log loss in nats; a probability of zero counts as the least positive number.
+
+    labels : (n,) as indices; or (n, labels) of 0 and 1, of which an image's loss is the mean
+    """
+    if labels.ndim == 2:
+        own = np.where(labels > 0, probabilities, 1 - probabilities)
+        lost = -np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean(axis=1)
+        return float(np.average(lost, weights=weights))
     own = probabilities[np.arange(len(labels)), labels]
     return float(np.average(-np.log(np.maximum(own, np.finfo(np.float64).tiny)), weights=weights))
 

@@ -8,12 +8,14 @@ import numpy as np
 
 from stages.transfers import Part, TrainingData
 from stages.transfers.shared.network import outputs
+from stages.transfers.shared.several import of_label
 from stages.transfers.shared.shallow import Linear, WeightedParams, fit_shallow, logistic_heads
 
 if TYPE_CHECKING:
     from torch import nn
 
     from stages.transfers.shared.above import Above
+    from stages.transfers.shared.shallow import Floats
     from stages.transfers.shared.training import TrainingParams
 
 COSTS = [0.001, 0.01, 0.1, 1.0]
@@ -36,11 +38,21 @@ def start_as_probe(network: Above, data: TrainingData, params: TrainingParams, s
         for read, part in zip(vectors, (data.training, data.validation), strict=True)
     )
     keys = _Probe(kind="logistic", normalize="none", refit=False, class_weight=params.class_weight, C=COSTS)
-    probe = fit_shallow(keys, TrainingData(data.classes, training, validation), seed, logistic_heads)
-    assert isinstance(probe.head, Linear)
+    weight, bias = _fitted(keys, TrainingData(data.classes, training, validation), seed)
     with torch.no_grad():
-        network.head.weight.copy_(torch.from_numpy(probe.head.weight.T / scale))
-        network.head.bias.copy_(torch.from_numpy(probe.head.bias))
+        network.head.weight.copy_(torch.from_numpy(weight.T / scale))
+        network.head.bias.copy_(torch.from_numpy(bias))
+
+
+def _fitted(keys: _Probe, data: TrainingData, seed: int) -> tuple[Floats, Floats]:
+    """Return weights (D, classes) and bias (classes,) of a probe; of several labels each is a probe of its own."""
+    if data.multi_label:
+        found = [_fitted(keys, of_label(keys, data, at)[1], seed) for at in range(len(data.classes))]
+        weights, biases = (np.stack(parts, axis=-1) for parts in zip(*found, strict=True))
+        return weights[:, 1] - weights[:, 0], biases[1] - biases[0]
+    head = fit_shallow(keys, data, seed, logistic_heads).head
+    assert isinstance(head, Linear)
+    return head.weight, head.bias
 
 
 def settling(network: Above) -> list[nn.modules.batchnorm._NormBase]:

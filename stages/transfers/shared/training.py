@@ -39,6 +39,7 @@ from stages.transfers.shared.shallow import (
     ClassWeight,
     class_weights,
     log_loss,
+    sigmoid,
     softmax,
 )
 from stages.transfers.shared.starting import start_as_probe
@@ -140,6 +141,8 @@ def problem(params: TrainingParams, features: Features, dataset: Dataset) -> str
         return "transfer.augment changes pixels, which only features with cut: image hold; store views of the images"
     if params.soft_labels and dataset.label.soft is None:
         return "transfer.soft_labels: the data set has no soft labels; name their column as label.soft"
+    if params.class_weight != "none" and dataset.label.multi_label:
+        return "transfer.class_weight is for one class of each image; the data set has several labels"
     return None
 
 
@@ -222,6 +225,7 @@ class Trained:
             "averaged": ours.averaged(self.data.training),
             "training_operations": self.operations,
             "above": {**self.data.facts, "classifier": self.network.classifier},
+            **({"multi_label": True} if self.data.multi_label else {}),
         }
         return NetworkModel(facts, self.final if arrays is None else arrays, self.history, self.earlier)
 
@@ -436,14 +440,14 @@ class _Images:
 
     def __init__(self, params: TrainingParams, parts: Sequence[Part], data: TrainingData) -> None:
         self._parts, self._ends = parts, np.cumsum([len(part.labels) for part in parts])
-        self.side = int(parts[0].activations.shape[-1])
+        self.side, self.multi_label = int(parts[0].activations.shape[-1]), data.multi_label
         self.count, self.views = int(self._ends[-1]), parts[0].activations.shape[1] if params.views == "all" else 1
         labels = np.concatenate([part.labels for part in parts])
-        hard = np.eye(len(data.classes), dtype=np.float32)[labels]
+        hard = labels if data.multi_label else np.eye(len(data.classes), dtype=np.float32)[labels]
         targets = np.concatenate([part.targets for part in parts]) if params.soft_labels else hard
-        smooth = params.label_smoothing
-        self.targets = (targets * (1 - smooth) + smooth / len(data.classes)).astype(np.float32)
-        weights = class_weights(params.class_weight, labels, data.classes)[labels]
+        smooth, spread_over = params.label_smoothing, 2 if data.multi_label else len(data.classes)
+        self.targets = (targets * (1 - smooth) + smooth / spread_over).astype(np.float32)
+        weights = _weights(params, data, labels, labels)
         self.weights = (weights / weights.mean()).astype(np.float32)
 
     def read(self, drawn: tuple[Indices, Indices]) -> NDArray[np.float32]:
@@ -469,7 +473,6 @@ def _epoch(
 ) -> float:
     """Take the steps of an epoch; returns the mean loss, without the penalty."""
     import torch
-    from torch.nn.functional import log_softmax
 
     from stages.transfers.shared.layout import channels_last
 
@@ -497,7 +500,7 @@ def _epoch(
             group["lr"] = step_size * group["scale"]
         with torch.autocast(where.type, torch.bfloat16, enabled=params.precision == "bfloat16"):
             logits = network(inputs)
-        loss = -(weights * (targets * log_softmax(logits.float(), 1)).sum(1)).mean()
+        loss = (weights * _lost(logits.float(), targets, images.multi_label)).mean()
         optimizer.zero_grad(set_to_none=True)
         (loss if penalty is None else loss + penalty()).backward()  # type: ignore[no-untyped-call]
         if params.clip:
@@ -507,6 +510,23 @@ def _epoch(
         _average(course, params.average)
         total += loss.item() * len(rows)
     return total / count
+
+
+def _lost(logits: torch.Tensor, targets: torch.Tensor, multi_label: bool) -> torch.Tensor:
+    """Return the log loss (B,) in nats; of several labels the mean of each label's."""
+    from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
+
+    if multi_label:
+        return binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
+    return -(targets * log_softmax(logits, 1)).sum(1)
+
+
+def _weights(params: TrainingParams, data: TrainingData, training: Indices, labels: Indices) -> Floats:
+    """Return how much each of some images counts, by its label; training : the labels that are counted."""
+    if data.multi_label:
+        return np.ones(len(labels))
+    weights: Floats = class_weights(params.class_weight, training, data.classes)[labels]
+    return weights
 
 
 def _average(course: Course, keep: float) -> None:
@@ -526,15 +546,15 @@ def _validate(params: TrainingParams, network: Above, data: TrainingData) -> dic
     """Return log loss, its temperature and accuracy on validation, of images as they are."""
     logits = outputs(network.eval(), data.validation.activations, 0).astype(np.float64)
     labels = data.validation.labels
-    weights: Floats = class_weights(params.class_weight, data.training.labels, data.classes)[labels]
-    loss, temperature = fit_temperature(logits, labels, weights)
-    right = float((logits.argmax(axis=1) == labels).mean())
+    loss, temperature = fit_temperature(logits, labels, _weights(params, data, data.training.labels, labels))
+    right = float(((logits >= 0) == labels if data.multi_label else logits.argmax(axis=1) == labels).mean())
     return {"validation_log_loss": loss, "temperature": temperature, "validation_accuracy": right}
 
 
 def fit_temperature(logits: Floats, labels: Indices, weights: Floats) -> tuple[float, float]:
     """Return the weighted log loss (nats) of logits (n, classes) divided by what suits them best, and this temperature.
 
+    labels : (n,) as indices, or (n, classes) of 0 and 1 where images may have several.
     Its logarithm has a standard normal distribution beforehand, which counts as much as one image: few images that
     happen to lie apart do not make the model sure of everything. Where logits are not finite the loss is not, either.
     """
@@ -543,8 +563,10 @@ def fit_temperature(logits: Floats, labels: Indices, weights: Floats) -> tuple[f
     if not np.isfinite(logits).all():
         return math.nan, 1.0
 
+    among = sigmoid if labels.ndim == 2 else softmax
+
     def loss(log_temperature: float) -> float:
-        return log_loss(softmax(logits / math.exp(log_temperature)), labels, weights)
+        return log_loss(among(logits / math.exp(log_temperature)), labels, weights)
 
     def with_prior(log_temperature: float) -> float:
         return loss(log_temperature) + log_temperature**2 / (2 * float(weights.sum()))
