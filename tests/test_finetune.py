@@ -20,6 +20,7 @@ from stages.cli import UserError
 from stages.files import write_table
 from stages.finetune import finetune
 from stages.params import Dataset, Label, Run, Split, kind_module, kinds
+from stages.samples.labels import Labels
 from stages.samples.table import read_samples, write_samples
 from stages.store.activations import FeatureStore, write_features
 from stages.store.models import read_model
@@ -59,7 +60,8 @@ def write_dataset(labels: Any = LABELS, group: str | None = "module", name: str 
     folder = Path("data/prepared") / name
     folder.mkdir(parents=True, exist_ok=True)
     origin = {"source": "folder", "origin": "photos", "licence": "unknown"}
-    write_samples(folder, name, entry, CLASSES, table, table.slice(0, 0), origin=origin)
+    made = Labels(CLASSES, np.asarray(labels, np.int64))
+    write_samples(folder, name, entry, made, table, table.slice(0, 0), origin=origin)
 
 
 def write_store(
