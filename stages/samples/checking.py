@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stages.sources._raw import Images
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there is one for each of a million images
 class Checked:
     """What an image is when it is decoded, upright; or the reason why it is not.
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from stages.samples.checking import Checked
     from stages.samples.labels import Labels
 
+ROWS_AT_ONCE = 4096
+"""Rows that are Python's own values at a time."""
 OWN_COLUMNS = ("sample", "image_hash", "pixel_hash", "width", "height", "mode", "group", "label", "target")
 
 
@@ -192,6 +194,8 @@ def content_hash(table: pa.Table, classes: Sequence[str]) -> str:
     """Return the sha256 of what a result depends on: classes, and each image's hash, group, target and parts."""
     parts = [name for name in table.column_names if name.startswith("split_")]
     digest = hashlib.sha256(json.dumps(list(classes)).encode())
-    for row in zip(*(table[name].to_pylist() for name in ("image_hash", "group", "target", *parts)), strict=True):
-        digest.update(json.dumps(row).encode())
+    hashed = table.select(["image_hash", "group", "target", *parts])
+    for batch in hashed.to_batches(max_chunksize=ROWS_AT_ONCE):
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            digest.update(json.dumps(row).encode())
     return digest.hexdigest()

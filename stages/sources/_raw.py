@@ -112,10 +112,7 @@ class _Places:
         self.name, self.linked = name, root is not None
         self.remote = Remote(root) if root is not None and is_url(root) else None
         self.root = RAW / name if root is None else Path(root)
-        self.file: list[str] = table["file"].to_pylist()
-        self.offset: list[int] = table["offset"].to_pylist()
-        self.length: list[int] = table["length"].to_pylist()
-        self.image_hash: list[str] = table["image_hash"].to_pylist() if self.linked else []
+        self.table, self.offset, self.length = table, table["offset"].to_numpy(), table["length"].to_numpy()
         self.open_files: dict[str, IO[bytes]] = {}
         self.lock = threading.Lock()
 
@@ -123,18 +120,18 @@ class _Places:
         return self._read_linked(row) if self.linked else self._read_packed(row)
 
     def _read_packed(self, row: int) -> bytes:
-        file = self.file[row]
+        file = self.table["file"][row].as_py()
         with self.lock:
             if file not in self.open_files:
                 self.open_files[file] = _open(self.root / file)  # stays open as long as the images do
             number = self.open_files[file].fileno()
-        content = os.pread(number, self.length[row], self.offset[row])
+        content = os.pread(number, int(self.length[row]), int(self.offset[row]))
         if len(content) != self.length[row]:
             raise UserError(f"{self.root / file} ends too early: run `dvc checkout`, or `dvc repro fetch@{self.name}`")
         return content
 
     def _read_linked(self, row: int) -> bytes:
-        file = self.file[row]
+        file = self.table["file"][row].as_py()
         if self.remote is None:
             place, content, again = str(self.root / file), _content(self.root / file), "`dvc repro`, which fetches it"
         else:
@@ -143,7 +140,7 @@ class _Places:
                 content = self.remote.read(file)
             except NotThereError:
                 content = b""
-        if len(content) != self.length[row] or hash_bytes(content) != self.image_hash[row]:
+        if len(content) != self.length[row] or hash_bytes(content) != self.table["image_hash"][row].as_py():
             raise UserError(f"{place} has changed since it was fetched: run {again} again")
         return content
 
