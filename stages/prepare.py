@@ -90,9 +90,11 @@ def prepare(name: str, entry: Dataset) -> None:
 
 def check_columns(images: Images, entry: Dataset, where: str) -> None:
     """Raise UserError for a column that the images do not have."""
-    named = {"group": entry.group, "split.column": entry.split.column}
     several = isinstance(entry.label.column, list)
-    named |= {f"label.column{f'.{i}' if several else ''}": column for i, column in enumerate(entry.label.columns)}
+    named: dict[str, str | None] = {
+        f"label.column{f'.{i}' if several else ''}": column for i, column in enumerate(entry.label.columns)
+    }
+    named |= {"group": entry.group, "split.column": entry.split.column}
     soft = entry.label.soft
     named |= {f"label.soft.{name}": column for name, column in soft.items()} if isinstance(soft, dict) else {}
     named |= {"label.soft": soft} if isinstance(soft, str) else {}
