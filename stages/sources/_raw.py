@@ -22,6 +22,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+
 from stages.cli import UserError, progress, warn
 from stages.files import RAW, hash_bytes, read_json, read_table, write_json, write_table
 from stages.sources.shared.remote import STREAMS, NotThereError, Remote, is_url
@@ -112,7 +114,8 @@ class _Places:
         self.name, self.linked = name, root is not None
         self.remote = Remote(root) if root is not None and is_url(root) else None
         self.root = RAW / name if root is None else Path(root)
-        self.table, self.offset, self.length = table, table["offset"].to_numpy(), table["length"].to_numpy()
+        self.table = table  # its columns' to_numpy would import pandas, which takes half a second
+        self.offset, self.length = (np.array(table[name].to_pylist(), np.int64) for name in ("offset", "length"))
         self.open_files: dict[str, IO[bytes]] = {}
         self.lock = threading.Lock()
 
