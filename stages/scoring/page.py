@@ -440,7 +440,7 @@ def _data(
         "name": d.name,
         "facts": [(k, v) for k, v in _data_facts(d, dataset.images, facts, params) if v],
         "counted": "images" if "counts" in facts else "test images of all repeats",
-        **_class_table(counts, facts.get("described", {})),
+        **_class_table(counts, facts["samples"] if facts.get("multi_label") else sum(counts.values()), facts),
         "pictures": [p for p in sheets if p is not None],
         "contradictions": _contradictions(d.name, facts, pictures),
         "suspects": _suspects(d, records, facts, suspects, pictures),
@@ -448,8 +448,9 @@ def _data(
     }
 
 
-def _class_table(counts: Mapping[str, int], described: Mapping[str, Any]) -> dict[str, Any]:
+def _class_table(counts: Mapping[str, int], total: int, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row for each class: how many images, in which part, how bright; what is not known here is left out."""
+    described = facts.get("described", {})
     parts, brightness = described.get("parts", {}), described.get("brightness", {})
     columns = [*(f"{part} in the first split" for part in next(iter(parts.values()), {}))]
     columns += ["brightness, of 255"] if brightness else []
@@ -459,7 +460,7 @@ def _class_table(counts: Mapping[str, int], described: Mapping[str, Any]) -> dic
         if name in brightness:
             low, middle, high = brightness[name]
             cells.append(f"{middle:.0f} ({low:.0f} to {high:.0f})")
-        share = f"{n / max(sum(counts.values()), 1):.0%}".replace("%", "\u00a0%")
+        share = f"{n / max(total, 1):.0%}".replace("%", "\u00a0%")
         rows.append({"name": name, "cells": [f"{n:,}", share, *cells]})
     return {"class_columns": columns, "classes": rows}
 
@@ -507,9 +508,9 @@ def _suspects(
     """Return what is said of labels that look wrong, and a contact sheet of the likeliest where the images are here."""
     if suspects is None:
         return {"text": "There are too many test images to tell which labels look wrong.", "picture": None}
-    asked = judges(d, records)
+    asked, found = judges(d, records), len({suspect.sample for suspect in suspects})
     text = (
-        f"{len(suspects):,} of {d.images:,} test images look as if they were of another class than they are labelled, "
+        f"{found:,} of {d.images:,} test images look as if they were of another class than they are labelled, "
         f"to {listed(asked)}, on images that {'it has' if len(asked) == 1 else 'they have'} not seen."
     )
     shown, here = suspects[:MOST_SUSPECTS], facts.get("content_hash") == records[d.runs[0]].facts["dataset"]
