@@ -27,11 +27,12 @@ from stages.backbones.passes import LOGITS, Passes
 from stages.backbones.trained import backbone_folder
 from stages.cli import UserError, progress, run_stage
 from stages.files import COSTS, DATA, FEATURES, hash_json, write_json
-from stages.params import Features
+from stages.params import Features, read_params
 from stages.samples.decoding import PREPROCESSING_VERSION
 from stages.sources._raw import Images, read_images
 from stages.store.activations import read_features, to_digests, to_hashes, write_features
 from stages.store.cache import ActivationCache, Column, DamagedShardError, Stored
+from stages.store.pixels import KeptPixels
 
 Array = npt.NDArray[Any]
 
@@ -75,18 +76,23 @@ def wanted_columns(entry: Features) -> list[Column]:
 
 def context(entry: Features, backbone: Backbone) -> dict[str, Any]:
     """Return all that changes a stored number, beside the image and the column."""
-    pixels = {
-        "resize": entry.resize,
-        "interpolation": backbone.facts["interpolation"],
-        "preprocessing_version": PREPROCESSING_VERSION,
-        "pillow": version("pillow"),
-    }
+    pixels = pixel_context(entry, backbone)
     if entry.cut == "image":
         return pixels
     network = {fact: backbone.facts[fact] for fact in _NETWORK}
     outputs = "averaged" if entry.cut == "pooled" else "whole"
     engine = dict(open_engine(backbone, entry).identity)
     return {**pixels, **network, "outputs": outputs, "dtype": entry.dtype, "engine": engine}
+
+
+def pixel_context(entry: Features, backbone: Backbone) -> dict[str, Any]:
+    """Return all that changes a pixel of a decoded image, beside the image and the size."""
+    return {
+        "resize": entry.resize,
+        "interpolation": backbone.facts["interpolation"],
+        "preprocessing_version": PREPROCESSING_VERSION,
+        "pillow": version("pillow"),
+    }
 
 
 def _nothing_left(images: Images, rejected: Mapping[str, str]) -> str:
@@ -108,10 +114,12 @@ def _compute(
     """
     rejected: dict[str, str] = {}
     hashes = images.table["image_hash"]
-    with cache.writer() as writer:
+    kept = KeptPixels(pixel_context(entry, backbone), stored.digests, sizes_elsewhere(entry))
+    with kept, cache.writer() as writer:
         for columns, positions in stored.lacking():
             wanted = np.sort(rows[positions]).tolist()  # in the order in which they lie on the disk
-            passes = Passes(columns, entry, backbone)
+            passes = Passes(columns, entry, backbone, None if entry.cut == "image" else kept.decode)
+            kept.look_up(passes.sizes)
             names = (hashes[row].as_py() for row in wanted)
             computed = passes.compute(zip(names, images.readers(wanted), strict=True))
             for batch in progress(computed, len(wanted), "image", lambda batch: len(batch.image_hashes)):
@@ -121,6 +129,21 @@ def _compute(
                     writer.add(batch.image_hashes, batch.channels, batch.rows)
             writer.flush()  # a shard's images all have the same columns
     return rejected
+
+
+def sizes_elsewhere(entry: Features) -> set[int]:
+    """Return the sizes that params.yaml's other features of the same images are extracted at; none where it has none.
+
+    Nothing but time hangs on it, so params.yaml is looked at as it is now.
+    """
+    try:
+        entries = list(read_params().features.values())
+    except UserError:
+        return set()
+    alike = [e for e in entries if (e.images, e.resize) == (entry.images, entry.resize)]
+    if len(alike) > 1:
+        return {size for e in alike for size in e.image_size}
+    return set()
 
 
 class _Block(NamedTuple):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from stages.backbones import passes
 from stages.cli import UserError
 from stages.extract import extract
 from stages.params import Features
-from stages.samples.decoding import INTERPOLATIONS, apply_view, to_arrays
+from stages.samples.decoding import INTERPOLATIONS, BadImage, apply_view, to_arrays
 from stages.sources._raw import Found, read_images, write_images
 from stages.store import cache
 from stages.store.activations import read_features
@@ -320,7 +321,7 @@ def test_an_image_is_decoded_once_for_all_sizes_and_views(monkeypatch):
         decoded.append(content)
         return to_arrays(content, *arguments)
 
-    monkeypatch.setattr(passes, "to_arrays", count)
+    monkeypatch.setattr("stages.store.pixels.to_arrays", count)
     extract("f", entry(image_size=[32, 48], views=["symmetries"], layers=["blocks.0", "pooled"], logits=True))
     assert len(decoded) == len(set(decoded)) == CELLS
 
@@ -340,7 +341,7 @@ def test_no_more_images_are_held_than_a_few_batches(monkeypatch):
         finished[0] += len(image_hashes)
         original(self, image_hashes, channels, rows)
 
-    monkeypatch.setattr(passes, "to_arrays", count)
+    monkeypatch.setattr("stages.store.pixels.to_arrays", count)
     monkeypatch.setattr(cache.CacheWriter, "add", add)
     monkeypatch.setattr(Network, "batch_size", 1)
     monkeypatch.setenv("TRANSFER_THREADS", "1")
@@ -544,3 +545,106 @@ def test_a_layer_has_the_same_bits_whatever_is_taken_beside_it(resnet, first):
     extract("f", entry(layers=["layer3"], views=["identity", "flip"], **resnet))
     extract("f", entry(**together))
     assert contents("f") == whole
+
+
+# ---- several features of the same images
+
+TWO = """\
+downloads:
+  large: {source: folder, path: large}
+  network: {source: weights, path: params.yaml, network: tf_efficientnet_lite0, origin: package}
+  another: {source: weights, path: params.yaml, network: tf_efficientnet_lite0, origin: package}
+datasets: {}
+features:
+  one: {images: large, backbone: raw/network, image_size: 32}
+  two: {images: large, backbone: raw/another, image_size: 48}
+runs: {}
+compare: {}
+"""
+
+
+@pytest.fixture
+def large(work, monkeypatch):
+    """Two features of six large photographs, one of them broken; returns how often any of them is decoded."""
+    folder = work / "large"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number, path in enumerate(cell_files(5)):
+        pixels = np.asarray(Image.open(path).resize((600, 500))).astype(np.int64) + random.integers(0, 40, (500, 600))
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+    Image.open(folder / "4.png").convert("RGB").save(folder / "4.jpg", quality=95)
+    (folder / "5.png").write_bytes((folder / "0.png").read_bytes()[:90_000])
+    put("large", list(folder.iterdir()))
+    make_backbone(work / "data/raw/another")
+    facts = json.loads((work / "data/raw/another/network.json").read_text())
+    (work / "data/raw/another/network.json").write_text(json.dumps({**facts, "network": "another"}))
+    (work / "params.yaml").write_text(TWO)
+    decoded = Counter()
+
+    def counting(content, sizes, *how):
+        decoded[content] += 1
+        return to_arrays(content, sizes, *how)
+
+    monkeypatch.setattr("stages.store.pixels.to_arrays", counting)
+    return decoded
+
+
+def both():
+    """Extract both features; returns their files."""
+    extract("one", entry(images="large"))
+    extract("two", entry(images="large", backbone="raw/another", image_size=48))
+    return contents("one"), contents("two")
+
+
+@pytest.mark.usefixtures("engines")
+def test_a_second_network_does_not_decode_large_images_again(large, monkeypatch):
+    together = both()
+    rejected = 1
+    assert sorted(large.values()) == [1] * 6 + [1 + 1] * rejected  # a broken file is tried by each
+    np.testing.assert_array_equal(
+        read_features("two").read(np.arange(6)),
+        expected_of_decodable("large", 48),
+    )
+    shutil.rmtree("cache")
+    monkeypatch.setattr("stages.store.pixels.LARGEST_SHARE", 0.0)
+    large.clear()
+    assert both() == together  # what was kept changes no byte
+    assert set(large.values()) == {2}
+
+
+def expected_of_decodable(name, size):
+    images = read_images(name)
+    rows = {}
+    for row, image_hash in enumerate(images.image_hashes):
+        with suppress(BadImage):
+            rows[image_hash] = Network.output("pooled", to_arrays(images.read(row), [size])[size][None])
+    return np.stack([rows[image_hash] for image_hash in sorted(rows)])
+
+
+@pytest.mark.usefixtures("engines", "large")
+def test_what_was_kept_and_is_damaged_is_decoded_again(capfd):
+    together = both()
+    shutil.rmtree("data/features")
+    contexts = {json.loads(path.read_text()).get("network"): path for path in Path("cache").rglob("context.json")}
+    shutil.rmtree(contexts["another"].parent)
+    for shard in contexts[None].parent.glob("*.safetensors"):  # the pixels
+        damaged = bytearray(shard.read_bytes())
+        damaged[-1] ^= 1
+        shard.write_bytes(damaged)
+    assert both() == together
+    assert "was damaged: what it held is computed again" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("engines", "large")
+def test_pixels_are_kept_for_others_alone_and_of_large_files_alone(work):
+    def pixels():
+        written = [json.loads(path.read_text()) for path in Path("cache").rglob("context.json")]
+        return sum("network" not in context for context in written)
+
+    (work / "params.yaml").write_text(TWO.replace("  two:", "  # two:"))
+    extract("one", entry(images="large"))
+    assert pixels() == 0
+    (work / "params.yaml").write_text(TWO.replace("image_size: 48", "image_size: 480"))
+    shutil.rmtree("cache")
+    extract("one", entry(images="large"))
+    assert pixels() == 0  # at 480 x 480 they would take more room than the files

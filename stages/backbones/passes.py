@@ -24,6 +24,8 @@ from stages.threads import in_threads
 
 Array = npt.NDArray[Any]
 
+Decode = Callable[[str, Callable[[], bytes], Sequence[int]], dict[int, Array]]
+
 LOGITS = "logits"
 
 
@@ -49,15 +51,23 @@ class Passes:
     """The passes of a network that give some columns.
 
     Opening is cheap: a network is built or read with the first image that goes through it.
+
+    decode : returns an image at some sizes, given by its hash and what reads its bytes; raises BadImage. `to_arrays`,
+        as the entry says, if not named
     """
 
-    def __init__(self, columns: Iterable[Column], entry: Features, backbone: Backbone) -> None:
-        self._entry, self._interpolation = entry, backbone.facts["interpolation"]
+    def __init__(
+        self, columns: Iterable[Column], entry: Features, backbone: Backbone, decode: Decode | None = None
+    ) -> None:
+        def decode_anew(_: str, read: Callable[[], bytes], sizes: Sequence[int]) -> dict[int, Array]:
+            return to_arrays(read(), sizes, entry.resize, backbone.facts["interpolation"])
+
+        self._entry, self._decoded = entry, decode or decode_anew
         self._outputs: dict[tuple[int, str], tuple[str, ...]] = {}
         for column in columns:
             key = column.size, column.view
             self._outputs[key] = (*self._outputs.get(key, ()), column.output)
-        self._sizes = sorted({size for size, _ in self._outputs})
+        self.sizes = sorted({size for size, _ in self._outputs})
         self._engines = {outputs: _open(outputs, entry, backbone) for outputs in set(self._outputs.values())}
 
     def operations(self, channels: int) -> int:
@@ -72,9 +82,8 @@ class Passes:
 
     def _decode(self, image: tuple[str, Callable[[], bytes]]) -> tuple[str, dict[int, Array] | BadImage]:
         image_hash, read = image
-        content = read()
         try:
-            return image_hash, to_arrays(content, self._sizes, self._entry.resize, self._interpolation)
+            return image_hash, self._decoded(image_hash, read, self.sizes)
         except BadImage as reason:
             return image_hash, reason
 

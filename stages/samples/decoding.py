@@ -154,13 +154,27 @@ def to_arrays(
 ) -> dict[int, NDArray[np.uint8]]:
     """Decode an image file into what a network reads: for each size an array (C, size, size), see `to_array`.
 
-    The pixels of one size do not depend on which others are asked for. Therefore a JPEG, which is decoded small for a
-    small size, is decoded once for each; everything else is decoded once. Raises BadImage.
+    The pixels of one size do not depend on which others are asked for. A JPEG is decoded small for a small size, and
+    once for all sizes that come to the same; everything else is decoded once. Raises BadImage.
     """
-    if content.startswith(_JPEG):
-        return {size: to_array(decode(content, at_least=2 * size), size, resize, interpolation) for size in sizes}
-    image = decode(content)
-    return {size: to_array(image, size, resize, interpolation) for size in sizes}
+    together: dict[object, list[int]] = {}
+    for size in sizes:
+        together.setdefault(_drafted(content, 2 * size) if content.startswith(_JPEG) else None, []).append(size)
+    found: dict[int, NDArray[np.uint8]] = {}
+    for alike in together.values():
+        image = decode(content, at_least=2 * alike[0] if content.startswith(_JPEG) else 0)
+        found |= {size: to_array(image, size, resize, interpolation) for size in alike}
+    return {size: found[size] for size in sizes}
+
+
+def _drafted(content: bytes, at_least: int) -> tuple[int, int] | None:
+    """Return how large a JPEG is when `decode` has decoded it; None where its head cannot be read."""
+    try:
+        with Image.open(BytesIO(content), formats=_formats()) as image:
+            image.draft(None, (at_least, at_least))
+            return image.size
+    except Exception:  # decode says what is wrong
+        return None
 
 
 def apply_view(array: NDArray[Any], view: str) -> NDArray[Any]:

@@ -18,7 +18,7 @@ import os
 import resource
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,13 +220,16 @@ class ActivationCache:
         """Hold this context's lock: who computes what it lacks looks up again first, as another may have done it."""
         return locked(self.folder.with_suffix(".lock"), "another process computes activations of the same network")
 
-    def writer(self) -> CacheWriter:
-        """Return a writer that adds to this cache; first remove what killed processes have left there."""
+    def writer(self, clock: Callable[[], Array] | None = None) -> CacheWriter:
+        """Return a writer that adds to this cache; first remove what killed processes have left there.
+
+        clock : see CacheWriter; that of this process if not given
+        """
         for left_over in self.folder.glob(".*.tmp-*"):
             with suppress(FileNotFoundError):
                 if time.time() - left_over.stat().st_mtime > OLD_SECONDS:
                     left_over.unlink()
-        return CacheWriter(self.folder, self._context)
+        return CacheWriter(self.folder, self._context, clock or clocks)
 
 
 @dataclass
@@ -242,13 +245,15 @@ class CacheWriter:
     """Adds shards to the cache, one whenever enough has come together; a context manager, which writes what is left.
 
     It takes the time from its making on: what was spent between two shards is what the later one cost.
+
+    clock : returns seconds and core seconds (2,)
     """
 
-    def __init__(self, folder: Path, context: Mapping[str, Any]) -> None:
-        self._folder, self._context = folder, context
+    def __init__(self, folder: Path, context: Mapping[str, Any], clock: Callable[[], Array]) -> None:
+        self._folder, self._context, self._clock = folder, context, clock
         self._buffers: dict[int, _Buffer] = {}
         self._bytes = 0
-        self._began = clocks()
+        self._began = clock()
 
     def __enter__(self) -> CacheWriter:
         return self
@@ -265,7 +270,7 @@ class CacheWriter:
             buffer.rows.setdefault(column, []).append(values)
             self._bytes += values.nbytes
         full = self._bytes >= FLUSH_BYTES or sum(b.images for b in self._buffers.values()) >= FLUSH_IMAGES
-        if full or time.monotonic() - self._began[0] >= FLUSH_SECONDS:
+        if full or self._clock()[0] - self._began[0] >= FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -273,7 +278,7 @@ class CacheWriter:
         images = sum(buffer.images for buffer in self._buffers.values())
         if not images:
             return
-        now = clocks()
+        now = self._clock()
         seconds, core_seconds = (now - self._began).tolist()
         for channels, buffer in self._buffers.items():
             share = buffer.images / images

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from stages.params import SYMMETRIES
-from stages.samples.decoding import BadImage, apply_view, decode, pixel_hash, to_array
+from stages.samples.decoding import BadImage, apply_view, decode, pixel_hash, to_array, to_arrays
 from stages.threads import in_threads
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
@@ -250,3 +250,20 @@ def test_threads_decode_as_one_after_the_other(cells: list[Path]) -> None:
         return to_array(decode(path.read_bytes()), 64, "crop", "bicubic").tobytes()
 
     assert list(in_threads(work, cells[:100], threads=8)) == [work(path) for path in cells[:100]]
+
+
+def test_a_jpeg_is_decoded_once_for_sizes_that_come_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (900, 1200, 3)).astype(np.uint8)
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG")
+    asked: list[int] = []
+
+    def counting(content: bytes, at_least: int = 0) -> Image.Image:
+        asked.append(at_least)
+        return decode(content, at_least=at_least)
+
+    monkeypatch.setattr("stages.samples.decoding.decode", counting)
+    found = to_arrays(file.getvalue(), [32, 48, 100, 224])
+    assert asked == [64, 200, 448]  # an eighth, a quarter and a half are enough: 112, 225 and 450 pixels
+    for size in (32, 48, 100, 224):
+        np.testing.assert_array_equal(found[size], to_arrays(file.getvalue(), [size])[size])

@@ -1,0 +1,94 @@
+"""Decoded images of large files, kept in the private cache at the sizes that networks see.
+
+Where a project extracts several features of the same images, a photograph of some megabytes takes longer to read and
+decode than most networks take to look at it. So the first extraction keeps its pixels, at the sizes of all of them, and
+the others begin with these. Small files are decoded again: their pixels take more room than the files themselves.
+
+They lie where features with `cut: image` look for theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.samples.decoding import to_arrays
+from stages.store.activations import Digests, to_digests
+from stages.store.cache import ActivationCache, Column, DamagedShardError, Stored, clocks
+from stages.threads import thread_count
+
+Pixels = dict[int, npt.NDArray[np.uint8]]
+"""Of an image, for each size (C, S, S)."""
+
+LARGEST_SHARE = 0.5
+"""Pixels are kept where they take at most so much of the room that their file takes."""
+COLOURS = 3
+"""Whether an image is grey is seen when it is decoded; until then it counts as a coloured one."""
+
+
+def pixel_column(size: int) -> Column:
+    """Return the column that pixels of a size are."""
+    return Column(size, "identity", "image")
+
+
+class KeptPixels(AbstractContextManager["KeptPixels"]):
+    """Decodes images, or finds them decoded; a context manager, which writes what it keeps.
+
+    context : all that changes a pixel, beside image and size; digests : of the images that will be asked for, sorted
+    elsewhere : the sizes that other features of these images are extracted at; without any, nothing is kept
+    """
+
+    def __init__(self, context: Mapping[str, Any], digests: Digests, elsewhere: Iterable[int]) -> None:
+        self._resize, self._interpolation = context["resize"], context["interpolation"]
+        self._digests, self._elsewhere = digests, set(elsewhere)
+        self._cache, self._lock, self._took = ActivationCache(context), Lock(), np.zeros(2)
+        self._found: Stored | None = None
+        self._writer = self._cache.writer(lambda: self._took.copy())
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.flush()
+
+    def look_up(self, sizes: Sequence[int]) -> None:
+        """Look up what there is of some sizes, before images are asked for at these."""
+        self._found = self._cache.find(self._digests, [pixel_column(size) for size in sizes])
+
+    def decode(self, image_hash: str, read: Callable[[], bytes], sizes: Sequence[int]) -> Pixels:
+        """Return an image at the sizes that were looked up; may be called from many threads.
+
+        Raises BadImage, and what `read` raises.
+        """
+        kept = self._kept(image_hash, sizes)
+        if kept is not None:
+            return kept
+        content, began = read(), clocks()
+        wanted = {*sizes, *self._elsewhere}
+        room = COLOURS * sum(size * size for size in wanted)
+        keep = bool(self._elsewhere) and room <= LARGEST_SHARE * len(content)
+        pixels = to_arrays(content, sorted(wanted if keep else sizes), self._resize, self._interpolation)
+        if keep:
+            seconds = (clocks() - began)[0]
+            rows = {pixel_column(size): array[np.newaxis] for size, array in pixels.items()}
+            with self._lock:
+                self._took += seconds / thread_count(), seconds
+                self._writer.add([image_hash], len(next(iter(pixels.values()))), rows)
+        return {size: pixels[size] for size in sizes}
+
+    def _kept(self, image_hash: str, sizes: Sequence[int]) -> Pixels | None:
+        if self._found is None or not self._found.shards:
+            return None
+        digest = to_digests([image_hash])
+        at = min(int(np.searchsorted(self._digests, digest)[0]), len(self._digests) - 1)
+        columns = [pixel_column(size) for size in sizes]
+        shards = self._found.shard_of[[self._found.columns.index(column) for column in columns], at]
+        if self._digests[at] != digest[0] or (shards < 0).any():
+            return None
+        try:
+            rows = [self._found.shards[k].read(digest, c)[0] for k, c in zip(shards, columns, strict=True)]
+        except DamagedShardError:  # it is told, and decoded again
+            return None
+        return dict(zip(sizes, rows, strict=True))
