@@ -240,6 +240,7 @@ def _read(
             f"the first is {names[rows[absent[0]]]}: run `dvc repro`, so that both are of the same images"
         )
     own = None if groups is None else [groups[row] for row in rows]
+    weights = None if samples.weights is None else samples.weights[rows]
     own_names = [names[row] for row in rows]
     if streams:
         step = max(1, CHECKED_BYTES // (4 * len(features.views) * int(np.prod(features.shape))))
@@ -247,10 +248,10 @@ def _read(
             _check_finite(features.read(at[i : i + step]), features.folder, own_names[i : i + step], features.views)
         # It is read like an array by those that stream, and they are the only ones to see it.
         stored = cast("NDArray[np.float32]", features.stored(at))
-        return Part(stored, samples.labels[rows], samples.targets[rows], own)
+        return Part(stored, samples.labels[rows], samples.targets[rows], own, weights)
     activations = features.read(at, views)
     _check_finite(activations, features.folder, own_names, views or features.views)
-    return Part(activations, samples.labels[rows], samples.targets[rows], own)
+    return Part(activations, samples.labels[rows], samples.targets[rows], own, weights)
 
 
 def _check_finite(activations: NDArray[np.float32], folder: Path, samples: list[str], views: list[str]) -> None:

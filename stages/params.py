@@ -155,6 +155,11 @@ class Dataset(Entry):
     group: str | None = Field(
         None, description="column whose values (a module, a patient, a day) are never on two sides of a split"
     )
+    weight: str | None = Field(
+        None,
+        description="column of how much each sample counts in training and in what is chosen on validation, 1 where it "
+        "is empty; when a run is scored all count alike",
+    )
     split: Split = Field(Split(), description="training, validation and test")
     near_duplicates: bool = Field(
         True,
@@ -497,7 +502,10 @@ def _references(params: Params) -> Iterator[tuple[str, str]]:
                 "labels of an image",
                 "",
             )
-        problem = getattr(kind_module("transfers", kind), "problem", None)
+        module = kind_module("transfers", kind)
+        if dataset.weight is not None and "class_weight" not in module.Params.model_fields:
+            yield f"params.yaml: runs.{name}: kind {kind} lets all samples count alike; {run.dataset} has weights", ""
+        problem = getattr(module, "problem", None)
         if problem is not None and (reason := problem(run.transfer, features, dataset)):
             yield f"params.yaml: runs.{name}: {reason}", ""
     for dataset_name, run_name in params.compare.references.items():

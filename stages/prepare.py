@@ -23,7 +23,7 @@ from stages.samples.checking import Checked, check_images
 from stages.samples.decoding import decode
 from stages.samples.describing import contradictions, describe
 from stages.samples.duplicates import clusters, near_duplicates
-from stages.samples.labels import Labels, make_labels
+from stages.samples.labels import Labels, make_labels, read_weights
 from stages.samples.order import Order, look_up_order
 from stages.samples.parts import check_groups, leaks, read_parts
 from stages.samples.pictures import contact_sheet, file_names, fitted, write_picture
@@ -46,6 +46,7 @@ def prepare(name: str, entry: Dataset) -> None:
     images = read_images(entry.images)
     check_columns(images, entry, where)
     labels = make_labels(images.table, entry.label, where)
+    weights = read_weights(images.table, entry.weight, where) if entry.weight else None
     brought = read_parts(images.table[entry.split.column], entry.split.column, where) if entry.split.column else None
     with new_folder(PREPARED / name) as folder:
         checked = check_images(images, folder / "thumbnails.parquet")
@@ -62,7 +63,8 @@ def prepare(name: str, entry: Dataset) -> None:
         alike = clusters(pairs, len(rows)) if entry.near_duplicates else [None] * len(rows)
         units = join(groups, [image.pixel_hash for image in checked], alike)
         parts = divide(source, units, labels, groups, None if brought is None else brought[rows], entry, where)
-        table = samples_table(beside_ours(source), checked, labels, groups, parts)
+        weights = None if weights is None else weights[rows]
+        table = samples_table(beside_ours(source), checked, labels, groups, parts, weights)
         rejected = rejected_table(images, reasons)
         order = look_up_order(looks, labels.index, parts[0])
         differing = list(contradictions(table, pairs))
@@ -94,7 +96,7 @@ def check_columns(images: Images, entry: Dataset, where: str) -> None:
     named: dict[str, str | None] = {
         f"label.column{f'.{i}' if several else ''}": column for i, column in enumerate(entry.label.columns)
     }
-    named |= {"group": entry.group, "split.column": entry.split.column}
+    named |= {"group": entry.group, "weight": entry.weight, "split.column": entry.split.column}
     soft = entry.label.soft
     named |= {f"label.soft.{name}": column for name, column in soft.items()} if isinstance(soft, dict) else {}
     named |= {"label.soft": soft} if isinstance(soft, str) else {}

@@ -392,6 +392,14 @@ def test_label_budgets_are_for_one_class_of_each_image(tmp_path: Path) -> None:
     assert said == ["runs.probe.labels_per_class counts images of one class each; cells has several labels of an image"]
 
 
+def test_a_kind_that_lets_all_count_alike_refuses_weights(tmp_path: Path) -> None:
+    weighted = ("group: module", "group: module, weight: type")
+    assert read(tmp_path, weighted).datasets["cells"].weight == "type"
+    assert problems(tmp_path, weighted, ("{kind: logistic, C: 1.0}", "{kind: knn}")) == [
+        "runs.probe: kind knn lets all samples count alike; cells has weights"
+    ]
+
+
 def test_wrong_references_are_told_with_wrong_keys_in_one_go(tmp_path: Path) -> None:
     content = GOOD.replace("repeats", "repeat").replace("features: lite0", "features: lite")
     (tmp_path / "params.yaml").write_text(content)

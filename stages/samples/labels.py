@@ -103,6 +103,15 @@ def make_labels(source: pa.Table, label: Label, where: str) -> Labels:
     return Labels(labels.classes, labels.index, np.stack([1 - second, second], axis=1))
 
 
+def read_weights(source: pa.Table, column: str, where: str) -> NDArray[np.float64]:
+    """Return how much each image counts, 1 where the column is empty; raises UserError for what is no weight."""
+    values = [1.0 if _is_absent(value) else value for value in source[column].to_pylist()]
+    for value in values:
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise UserError(f"params.yaml: {where}.weight: the column {column} holds {value!r}, which is no weight")
+    return np.array(values, np.float64)
+
+
 def _probabilities(column: pa.ChunkedArray, name: str, place: str) -> NDArray[np.float32]:
     values = [math.nan if _is_absent(value) else value for value in column.to_pylist()]
     wrong = next((v for v in values if not isinstance(v, int | float) or not (math.isnan(v) or 0 <= v <= 1)), None)

@@ -1,8 +1,8 @@
 """A prepared data set on disk: data/prepared/<dataset>/, its writer and its reader.
 
 samples.parquet    a row per usable image, sorted by `sample`: hashes, size, group, label (null where an image may
-                   have several), target, the part it belongs to in each repeat (split_0, split_1, ...), and the
-                   columns of the source
+                   have several), target, sample_weight (where weights are named), the part it belongs to in each
+                   repeat (split_0, split_1, ...), and the columns of the source
 rejected.parquet   the images that were left out, each with the reason
 dataset.json       the classes in order, counts, the entry in params.yaml, and a hash of all that matters to a result
 pictures/          a contact sheet per class; dataset.json names them
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 4096
 """Rows that are Python's own values at a time."""
-OWN_COLUMNS = ("sample", "image_hash", "pixel_hash", "width", "height", "mode", "group", "label", "target")
+OWN_COLUMNS = (
+    *("sample", "image_hash", "pixel_hash", "width", "height", "mode", "group", "label", "target", "sample_weight"),
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,13 @@ class Samples:
         """(samples, classes) how much each belongs to each class."""
         flat = self.table["target"].combine_chunks().flatten().to_numpy()
         return np.asarray(flat, np.float32).reshape(len(self), len(self.classes))
+
+    @property
+    def weights(self) -> NDArray[np.float64] | None:
+        """(samples,) how much each counts in training, or None where all count alike."""
+        if "sample_weight" not in self.table.column_names:
+            return None
+        return np.asarray(self.table["sample_weight"].to_numpy(), np.float64)
 
     @property
     def groups(self) -> list[str] | None:
@@ -132,6 +141,7 @@ def samples_table(
     labels: Labels,
     groups: Sequence[str | None],
     parts: Sequence[NDArray[np.int64]],
+    weights: NDArray[np.float64] | None = None,
 ) -> pa.Table:
     """Return the rows of samples.parquet.
 
@@ -152,6 +162,7 @@ def samples_table(
         "label": pa.array(labels.index, pa.int64()) if labels.several is None else pa.nulls(len(checked), pa.int64()),
         "target": pa.array(list(targets), pa.list_(pa.float32())),
     }
+    columns |= {} if weights is None else {"sample_weight": weights}
     names = np.array(PARTS, dtype=object)
     columns |= {f"split_{repeat}": pa.array(names[part], pa.string()) for repeat, part in enumerate(parts)}
     columns |= {name: source[name] for name in source.column_names if name not in columns}
@@ -191,10 +202,11 @@ def _slices(table: pa.Table) -> list[str]:
 
 
 def content_hash(table: pa.Table, classes: Sequence[str]) -> str:
-    """Return the sha256 of what a result depends on: classes, and each image's hash, group, target and parts."""
+    """Return the sha256 of what a result depends on: classes, each image's hash, group, target, parts and weight."""
     parts = [name for name in table.column_names if name.startswith("split_")]
     digest = hashlib.sha256(json.dumps(list(classes)).encode())
-    hashed = table.select(["image_hash", "group", "target", *parts])
+    weight = [name for name in ("sample_weight",) if name in table.column_names]
+    hashed = table.select(["image_hash", "group", "target", *parts, *weight])
     for batch in hashed.to_batches(max_chunksize=ROWS_AT_ONCE):
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             digest.update(json.dumps(row).encode())

@@ -11,7 +11,7 @@ import pytest
 
 from stages.cli import UserError
 from stages.params import Label
-from stages.samples.labels import Labels, make_labels
+from stages.samples.labels import Labels, make_labels, read_weights
 
 
 def labels(values: list[Any], **keys: Any) -> Labels:
@@ -172,3 +172,14 @@ def test_what_makes_no_labels_is_told(columns: dict[str, list[Any]], keys: dict[
         keys = {**keys, "threshold": float(keys["threshold"])}
     with pytest.raises(UserError, match=message):
         of_table(columns, **keys)
+
+
+def test_weights_are_read_and_an_empty_one_is_one() -> None:
+    assert read_weights(pa.table({"w": [2.0, None, 0.5]}), "w", "datasets.cells").tolist() == [2, 1, 0.5]
+    assert read_weights(pa.table({"w": [3, 1]}), "w", "datasets.cells").tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("wrong", [[1.0, -1.0], [1.0, 0.0], [1.0, math.inf], ["1", "x"]])
+def test_what_is_no_weight_is_told(wrong: list[Any]) -> None:
+    with pytest.raises(UserError, match=r"datasets.cells.weight: the column w holds .*, which is no weight"):
+        read_weights(pa.table({"w": wrong}), "w", "datasets.cells")

@@ -358,3 +358,30 @@ def test_a_linked_image_that_changed_is_an_error_and_the_data_set_stays_as_it_wa
     with pytest.raises(UserError, match=r"^photos/sound/cell0001\.png has changed since it was fetched"):
         run()
     assert json.loads(Path("data/prepared/cells/dataset.json").read_text()) == before
+
+
+def test_weights_are_kept_beside_the_labels_and_belong_to_what_a_result_depends_on(cells: list[Path]) -> None:
+    table_source(cells, **{"class": ["a", "b"] * 12, "weight": [1.0, 3.0, 0.5, 2.0] * 6})
+    plain, weighted = run(), run(name="weighted", weight="weight")
+    assert plain.weights is None
+    order = [cells.index(next(c for c in cells if c.name == name)) for name in weighted.table["sample"].to_pylist()]
+    assert weighted.weights is not None
+    assert weighted.weights.tolist() == [[1.0, 3.0, 0.5, 2.0][i % 4] for i in order]
+    assert weighted.facts["content_hash"] != plain.facts["content_hash"]
+    assert weighted.table["weight"].to_pylist() == weighted.weights.tolist()  # the source's own column stays
+
+
+def test_several_labels_are_prepared_with_counts_sheets_and_parts(cells: list[Path]) -> None:
+    tags = ["crack", "dust", "crack;dust", "", "dust", "crack"] * 6
+    table_source(cells, tags=tags)
+    found = run(label={"column": "tags", "separator": ";"}, split={"test": 0.5, "validation": 0.25, "repeats": 2})
+    assert found.multi_label
+    assert found.facts["counts"] == {"crack": 18, "dust": 18}
+    assert (found.facts["samples"], found.facts["rejected"]) == (30, 6)
+    assert found.table["label"].to_pylist() == [None] * 30
+    assert found.labels.tolist() == found.targets.tolist()
+    assert found.labels.sum(axis=0).tolist() == [18, 18]
+    assert set(found.facts["pictures"]) == {"crack", "dust"}
+    described = found.facts["described"]
+    assert sum(described["parts"]["crack"].values()) == 18
+    assert list(described["brightness"]) == ["crack", "dust"]

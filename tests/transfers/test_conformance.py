@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,21 @@ def test_a_class_of_weight_two_is_that_class_twice(kind: str) -> None:
     assert np.corrcoef(unweighted, expected)[0, 1] < 1 - 1e-4
     if kind in ("logistic", "mlp", *TRAINED) and kind != "calibrated_ensemble":  # half of which is on folds
         np.testing.assert_allclose(weighted, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", WEIGHTED)
+def test_a_sample_of_weight_two_counts_as_a_class_of_weight_two_would(kind: str) -> None:
+    data, test = make_data(["sound", "broken"], apart=0.2)
+    keys: dict[str, Any] = {"epochs": 2} if kind in ("mlp", *TRAINED) else {}
+
+    def weighted(part: Part) -> Part:
+        return replace(part, weights=1.0 + part.labels)
+
+    own = TrainingData(data.classes, weighted(data.training), weighted(data.validation))
+    found = fit(kind, own, **keys).predict_proba(test.activations)
+    expected = fit(kind, data, class_weight={"broken": 2.0}, **keys).predict_proba(test.activations)
+    np.testing.assert_array_equal(found, expected)
+    assert not np.array_equal(found, fit(kind, data, **keys).predict_proba(test.activations))
 
 
 @pytest.mark.parametrize("kind", WEIGHTED)

@@ -8,7 +8,7 @@ Katakis, International Journal of Data Warehousing and Mining 3, 2007.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,4 +94,4 @@ def of_label(params: Transfer, data: TrainingData, at: int) -> tuple[Transfer, T
 
 def _with_or_without(part: Part, at: int) -> Part:
     targets = part.targets[:, at]
-    return Part(part.activations, part.labels[:, at], np.stack([1 - targets, targets], axis=1), part.groups)
+    return replace(part, labels=part.labels[:, at], targets=np.stack([1 - targets, targets], axis=1))

@@ -9,8 +9,8 @@ that fits one head for each of several settings on the same rows. All else is do
    validation is chosen; equals are decided by the order in params.yaml.
 4. `refit: true` fits that one again on training and validation together.
 
-Class weights have one meaning everywhere: a sample of weight 2 counts as two equal samples would, in statistics, in
-losses, in calibration and in the choice.
+Weights of classes and of samples have one meaning everywhere: a sample of weight 2 counts as two equal samples would,
+in statistics, in losses, in calibration and in the choice.
 """
 
 from __future__ import annotations
@@ -171,8 +171,8 @@ def facts_of(params: ShallowParams, classes: list[str], chosen: Setting, choices
 def validation_loss(params: ShallowParams, normalization: Normalization, head: Head, data: TrainingData) -> float:
     """Return the mean log loss of a head on the validation part, in nats; classes weigh as they do in training."""
     model, labels = ShallowModel({"views": params.views}, normalization, head), data.validation.labels
-    weights = class_weights(getattr(params, "class_weight", "none"), data.training.labels, data.classes)
-    return log_loss(model.predict_proba(data.validation.activations), labels, weights[labels])
+    weights = class_weights(getattr(params, "class_weight", "none"), [data.training], data.classes)[labels]
+    return log_loss(model.predict_proba(data.validation.activations), labels, weights * counts([data.validation]))
 
 
 def grid(params: Transfer) -> list[Setting]:
@@ -186,7 +186,7 @@ def prepare(params: ShallowParams, parts: Sequence[Part], classes: list[str]) ->
     vectors = np.concatenate([choose_views(part.activations, params.views) for part in parts])  # (n, views, D)
     count, views, _ = vectors.shape
     labels = np.concatenate([part.labels for part in parts])
-    weights = class_weights(getattr(params, "class_weight", "none"), labels, classes)[labels] / views
+    weights = class_weights(getattr(params, "class_weight", "none"), parts, classes)[labels] * counts(parts) / views
     names = [name for part in parts for name in part.groups or ()]
     groups = np.unique(names, return_inverse=True)[1].astype(np.int64) if names else None
 
@@ -213,13 +213,20 @@ def choose_views(activations: Singles, views: str) -> Singles:
     return vectors if views == "all" else vectors.mean(axis=1, keepdims=True)
 
 
-def class_weights(wanted: str | Mapping[str, float], labels: Indices, classes: Sequence[str]) -> Floats:
-    """Return the weight of each class; raises UserError for a name that is no class."""
+def counts(parts: Sequence[Part]) -> Floats:
+    """Return how much each sample of some parts counts, one after the other."""
+    return np.concatenate([np.ones(len(p.labels)) if p.weights is None else p.weights for p in parts])
+
+
+def class_weights(wanted: str | Mapping[str, float], parts: Sequence[Part], classes: Sequence[str]) -> Floats:
+    """Return the weight of each class, for samples of some parts; raises UserError for a name that is no class."""
     if wanted == "none":
         return np.ones(len(classes))
     if isinstance(wanted, str):
-        counts = np.bincount(labels, minlength=len(classes))
-        return len(labels) / (len(classes) * np.maximum(counts, 1.0))
+        own, labels = counts(parts), np.concatenate([part.labels for part in parts])
+        held = np.bincount(labels, own, minlength=len(classes))
+        balanced: Floats = own.sum() / (len(classes) * np.where(held > 0, held, 1.0))
+        return balanced
     for name in wanted:
         if name not in classes:
             raise UserError(f"class_weight names {name}, which is no class; {suggest(name, classes)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +35,7 @@ def start_as_probe(network: Above, data: TrainingData, params: TrainingParams, s
     vectors = [outputs(network.body.eval(), part.activations, 0) for part in (data.training, data.validation)]
     scale = max(float(np.sqrt(vectors[0].var(axis=0).mean())), float(np.finfo(np.float32).tiny))
     training, validation = (
-        Part(read[:, np.newaxis] / scale, part.labels, part.targets, part.groups)
+        replace(part, activations=read[:, np.newaxis] / scale)
         for read, part in zip(vectors, (data.training, data.validation), strict=True)
     )
     keys = _Probe(kind="logistic", normalize="none", refit=False, class_weight=params.class_weight, C=COSTS)

@@ -38,6 +38,7 @@ from stages.transfers.shared.network import NetworkModel, outputs
 from stages.transfers.shared.shallow import (
     ClassWeight,
     class_weights,
+    counts,
     log_loss,
     sigmoid,
     softmax,
@@ -447,7 +448,7 @@ class _Images:
         targets = np.concatenate([part.targets for part in parts]) if params.soft_labels else hard
         smooth, spread_over = params.label_smoothing, 2 if data.multi_label else len(data.classes)
         self.targets = (targets * (1 - smooth) + smooth / spread_over).astype(np.float32)
-        weights = _weights(params, data, labels, labels)
+        weights = _weights(params, data, parts, parts)
         self.weights = (weights / weights.mean()).astype(np.float32)
 
     def read(self, drawn: tuple[Indices, Indices]) -> NDArray[np.float32]:
@@ -521,11 +522,13 @@ def _lost(logits: torch.Tensor, targets: torch.Tensor, multi_label: bool) -> tor
     return -(targets * log_softmax(logits, 1)).sum(1)
 
 
-def _weights(params: TrainingParams, data: TrainingData, training: Indices, labels: Indices) -> Floats:
-    """Return how much each of some images counts, by its label; training : the labels that are counted."""
+def _weights(params: TrainingParams, data: TrainingData, training: Sequence[Part], parts: Sequence[Part]) -> Floats:
+    """Return how much each image of some parts counts; training : the parts that tell how frequent a class is."""
+    own = counts(parts)
     if data.multi_label:
-        return np.ones(len(labels))
-    weights: Floats = class_weights(params.class_weight, training, data.classes)[labels]
+        return own
+    labels = np.concatenate([part.labels for part in parts])
+    weights: Floats = class_weights(params.class_weight, training, data.classes)[labels] * own
     return weights
 
 
@@ -546,7 +549,8 @@ def _validate(params: TrainingParams, network: Above, data: TrainingData) -> dic
     """Return log loss, its temperature and accuracy on validation, of images as they are."""
     logits = outputs(network.eval(), data.validation.activations, 0).astype(np.float64)
     labels = data.validation.labels
-    loss, temperature = fit_temperature(logits, labels, _weights(params, data, data.training.labels, labels))
+    weights = _weights(params, data, [data.training], [data.validation])
+    loss, temperature = fit_temperature(logits, labels, weights)
     right = float(((logits >= 0) == labels if data.multi_label else logits.argmax(axis=1) == labels).mean())
     return {"validation_log_loss": loss, "temperature": temperature, "validation_accuracy": right}
 
