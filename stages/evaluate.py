@@ -31,6 +31,7 @@ from stages.scoring.intervals import Estimate, estimates
 from stages.scoring.metrics import Floats, Integers, Outcomes
 from stages.scoring.plots import draw_pictures, most_confident_mistakes, plot_rows
 from stages.scoring.records import Record, flat, outcomes_table, write_record
+from stages.scoring.wording import FIGURE_NAMES
 from stages.store.activations import FeatureStore, read_features
 from stages.store.models import Model, read_model
 
@@ -73,7 +74,7 @@ def evaluate(name: str, entry: Run) -> None:
         outcomes=outcomes,
     )
     write_record(record, plots)
-    print(summary(name, figures, details))
+    print(summary(record, figures))
 
 
 def curve(
@@ -222,17 +223,16 @@ def read_cost(name: str, entry: Run, features: FeatureStore) -> dict[str, Any]:
     }
 
 
-def summary(name: str, figures: dict[str, Estimate], details: dict[str, Any]) -> str:
+def summary(record: Record, figures: dict[str, Estimate]) -> str:
     """Say in a line how good the run is, and of which columns some values are not looked at alone."""
     parts = []
-    shown = {"accuracy": "accuracy"} if "micro_f1" not in figures else {"average_precision": "mean average precision"}
-    for key, title in (*shown.items(), ("auc", "AUC")):
+    for key, title in ((record.headline, FIGURE_NAMES[record.headline]), ("auc", "AUC")):
         figure = figures[key]
         interval = "" if figure.low is None else f" ({figure.low:.3f} to {figure.high:.3f})"
         parts.append(f"{title} {'undefined' if figure.value is None else f'{figure.value:.3f}'}{interval}")
-    skipped = [f"{entry['values']} values of {entry['column']}" for entry in details["not_sliced"]]
+    skipped = [f"{entry['values']} values of {entry['column']}" for entry in record.details["not_sliced"]]
     note = f"; no slice of their own: {', '.join(skipped)}" if skipped else ""
-    return f"{name}: {', '.join(parts)}{note}"
+    return f"{record.run}: {', '.join(parts)}{note}"
 
 
 if __name__ == "__main__":
