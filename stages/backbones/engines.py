@@ -14,6 +14,7 @@ kept in the private cache; where it is found there, torch is not even imported.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import platform
@@ -225,7 +226,8 @@ class _Torch(_Frozen):
         if (size, channels) not in self.parts:
             if self.device == "cpu":
                 torch.set_num_threads(thread_count())
-            part = self.folded(self.whole(size), size, channels).to(self.device)
+            # A copy: the tensors that move would be the network's own, of which parts for other images are made.
+            part = copy.deepcopy(self.folded(self.whole(size), size, channels)).to(self.device)
             part.to(memory_format=torch.channels_last)
             self.parts[size, channels] = part, max(1, min(self.batch_size, self.batch_size * 224**2 // size**2))
         return self.parts[size, channels]

@@ -104,6 +104,21 @@ def test_a_misspelt_layer_is_answered_by_the_nearest(
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
+def test_a_network_of_which_nothing_folds_is_left_as_it_was(
+    engine: str, lite0: Backbone, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts for other sizes and colours are made of it, and whether they fold may hang on how its tensors lie."""
+    monkeypatch.setenv("TRANSFER_ENGINE", engine)
+    monkeypatch.setattr("stages.backbones.folding.TOLERANCE", -1.0)
+    backbone = Backbone(lite0.path, lite0.facts)
+    before = [(t.device, t.stride()) for t in backbone.network.state_dict().values()]
+    opened = open_engine(backbone, features(layers=LAYERS), cache / "unfolded")
+    for channels in (3, 1):
+        opened(cells(2, 64, channels))
+    assert [(t.device, t.stride()) for t in backbone.network.state_dict().values()] == before
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
 def test_what_comes_out_for_an_image_depends_on_that_image_alone(
     engine: str, lite0: Backbone, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

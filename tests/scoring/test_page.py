@@ -272,7 +272,8 @@ def test_all_figures_sort_by_a_heading_from_the_keyboard(browser: Browser, repor
     found = opened(browser, report)
     found.page.click("text=All figures of all runs")
     heading = found.page.locator("table.sortable th", has_text="log loss")
-    column = "[...document.querySelectorAll('table.sortable tbody tr')].map(r => +r.cells[16].dataset.value)"
+    cell = heading.evaluate("th => th.cellIndex")
+    column = f"[...document.querySelectorAll('table.sortable tbody tr')].map(r => +r.cells[{cell}].dataset.value)"
     heading.locator("button").focus()
     found.page.keyboard.press("Enter")
     assert heading.get_attribute("aria-sort") == "descending"

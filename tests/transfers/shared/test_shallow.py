@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -62,11 +63,25 @@ def test_fewer_coordinates_keep_all_inner_products() -> None:
     np.testing.assert_allclose(features @ back(weight), lower @ weight, atol=1e-3)
 
 
+def part_of(labels: NDArray[np.int64], weights: NDArray[np.float64] | None = None) -> Part:
+    n = len(labels)
+    return Part(np.zeros((n, 1, 2), np.float32), labels, np.eye(3, dtype=np.float32)[labels], None, weights)
+
+
 def test_automatic_class_weights_are_scikit_learns_balanced_ones() -> None:
-    labels = np.repeat([0, 1, 2], [70, 25, 5])
+    labels, classes = np.repeat([0, 1, 2], [70, 25, 5]), ["a", "b", "c"]
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    np.testing.assert_allclose(class_weights("auto", labels, ["a", "b", "c"]), expected)
-    assert class_weights({"c": 4.0}, labels, ["a", "b", "c"]).tolist() == [1, 1, 4]
+    both = [part_of(labels[:60]), part_of(labels[60:])]
+    np.testing.assert_allclose(class_weights("auto", both, classes), expected)
+    assert class_weights({"c": 4.0}, both, classes).tolist() == [1, 1, 4]
+
+
+def test_automatic_class_weights_take_a_sample_of_weight_two_as_two() -> None:
+    labels = np.repeat([0, 1, 2], [70, 25, 5])
+    doubled = np.concatenate([labels, labels[:20]])
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=doubled)
+    weighted = part_of(labels, np.where(np.arange(100) < 20, 2.0, 1.0))
+    np.testing.assert_allclose(class_weights("auto", [weighted], ["a", "b", "c"]), expected)
 
 
 def test_grid_holds_every_combination_in_the_order_of_params() -> None:
