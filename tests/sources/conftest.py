@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder that is the current one, as the project's root is for a stage."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be downloaded, where there is a network, too."""
+    for scheme in ("http", "https"):
+        monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")
+    # urllib reads the proxies once, at its first request, and would keep these for the tests that follow.
+    monkeypatch.setattr(urllib.request, "_opener", None)
 
 
 @pytest.fixture(scope="session")

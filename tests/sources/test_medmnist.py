@@ -96,9 +96,8 @@ def test_a_damaged_file_is_one_line(cells: list[Path]) -> None:
             fetch("bloodmnist")
 
 
-def test_what_is_not_there_and_cannot_be_downloaded_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    for scheme in ("http", "https"):  # where there is a network, too
-        monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")
+@pytest.mark.usefixtures("no_network")
+def test_what_is_not_there_and_cannot_be_downloaded_is_one_line() -> None:
     with pytest.raises(UserError) as error:
         fetch("bloodmnist", size=224)
     assert str(error.value) == (

@@ -61,11 +61,8 @@ def test_a_data_set_in_one_file_brings_its_split(work: Path) -> None:
     np.testing.assert_array_equal(pixels(images.read(14)), arrays["train"][11])
 
 
-def test_what_is_not_there_and_cannot_be_downloaded_is_one_line_that_says_how_to_bring_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for scheme in ("http", "https"):  # where there is a network, too
-        monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")
+@pytest.mark.usefixtures("no_network")
+def test_what_is_not_there_and_cannot_be_downloaded_is_one_line_that_says_how_to_bring_it() -> None:
     with pytest.raises(UserError) as error:
         fetch("CIFAR10")
     assert str(error.value).startswith("torchvision's CIFAR10 is not in cache, and cannot be downloaded (")
