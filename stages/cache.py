@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +72,9 @@ def uses(project: Path, label: str = "") -> Iterator[Use]:
         images = {name: np.unique(to_digests(read_images(name).image_hashes)) for name in sorted(names)}
         for name, entry in params.features.items():
             backbone = load_backbone(backbone_folder(DATA / entry.backbone))
+            written = FEATURES / name / "features.json"
+            if entry.precision == "int8" and written.is_file():  # before it is extracted, nothing can be of use to it
+                backbone = replace(backbone, ranges=read_json(written).get("ranges"))
             folder = ActivationCache(context(entry, backbone)).folder.name  # a study has no cache of its own
             yield Use(f"{name}{label}", folder, frozenset(wanted_columns(entry)), images[entry.images])
 

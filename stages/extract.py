@@ -12,8 +12,9 @@ computed when.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,21 +23,25 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.backbones.backbone import Backbone, load_backbone
-from stages.backbones.engines import open_engine
+from stages.backbones.engines import calibrated, open_engine
 from stages.backbones.passes import LOGITS, Passes
 from stages.backbones.trained import backbone_folder
 from stages.cli import UserError, progress, run_stage
-from stages.files import COSTS, DATA, FEATURES, hash_json, write_json
+from stages.files import COSTS, DATA, FEATURES, hash_json, read_json, write_json
 from stages.params import Features, read_params
-from stages.samples.decoding import PREPROCESSING_VERSION
+from stages.samples.decoding import PREPROCESSING_VERSION, BadImage, to_arrays
 from stages.sources._raw import Images, read_images
 from stages.store.activations import read_features, to_digests, to_hashes, write_features
 from stages.store.cache import ActivationCache, Column, DamagedShardError, Stored
+from stages.store.location import cache_root
 from stages.store.pixels import KeptPixels
+from stages.threads import in_threads
 
 Array = npt.NDArray[Any]
 
 ATTEMPTS = 10
+CALIBRATED_ON = 256
+"""So many images, those of the lowest hashes, tell `precision: int8` how far numbers reach."""
 PIECE_BYTES = 16 * 2**20
 """How much of the output is put together in memory before it is written."""
 _NETWORK = ("library", "network", "weights_hash", "mean", "std")
@@ -47,8 +52,10 @@ def extract(name: str, entry: Features) -> None:
     images = read_images(entry.images)
     folder = backbone_folder(DATA / entry.backbone)
     backbone = load_backbone(folder)
-    cache, columns = ActivationCache(context(entry, backbone)), wanted_columns(entry)
     digests, rows = np.unique(to_digests(images.image_hashes), return_index=True)
+    if entry.precision == "int8":
+        backbone = _calibrated(images, rows[:CALIBRATED_ON], entry, backbone)
+    cache, columns = ActivationCache(context(entry, backbone)), wanted_columns(entry)
     rejected: dict[str, str] = {}
     for _ in range(ATTEMPTS):  # the second finds what the first has computed; more are needed where a shard is damaged
         decodable = ~np.isin(digests, to_digests(list(rejected)))
@@ -65,6 +72,27 @@ def extract(name: str, entry: Features) -> None:
             if not stored.complete:
                 rejected |= _compute(images, rows[decodable], stored, entry, backbone, cache)
     raise RuntimeError(f"{ATTEMPTS} attempts: the cache does not keep what is written into it")
+
+
+def _calibrated(images: Images, rows: npt.NDArray[np.int64], entry: Features, backbone: Backbone) -> Backbone:
+    """Return the backbone with the ranges of its tensors on some images; they are measured once, and kept."""
+    exact = entry.model_copy(update={"precision": "float32"})
+    hashes = [images.image_hashes[row] for row in rows]
+    measured = {"outputs": entry.all_layers, "logits": entry.logits, "sizes": entry.image_size, "images": hashes}
+    path = cache_root() / "ranges" / f"{hash_json({**context(exact, backbone), **measured})}.json"
+    if not path.is_file():
+
+        def decoded(read: Callable[[], bytes]) -> dict[int, Array] | None:
+            with suppress(BadImage):  # it is told later
+                return to_arrays(read(), entry.image_size, entry.resize, backbone.facts["interpolation"])
+            return None
+
+        readers = images.readers(rows.tolist())
+        good = [pixels for pixels in in_threads(decoded, readers) if pixels is not None]
+        if not good:
+            raise UserError(f"data/raw/{images.name}: none of {len(rows)} images to calibrate on can be decoded")
+        write_json(path, calibrated(backbone, entry, good).ranges or {})
+    return replace(backbone, ranges=read_json(path))
 
 
 def wanted_columns(entry: Features) -> list[Column]:
@@ -187,6 +215,7 @@ def _write(
         "preprocessing_version": PREPROCESSING_VERSION,
         "content_hash": _content_hash(entry, backbone),
         "engine": dict(open_engine(backbone, entry).identity),
+        **({"ranges": backbone.ranges} if backbone.ranges else {}),
     }
     activations = _activations(stored, entry, blocks, shape, dtype)
     rows_of_logits = _logits(stored, logits) if logits else ()

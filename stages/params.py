@@ -20,7 +20,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from stages.cli import UserError, guard, printable
@@ -199,6 +207,9 @@ class Features(Entry):
         ["identity"], min_length=1, description="what is stored of each image; symmetries stands for all eight"
     )
     dtype: Literal["float32", "float16"] = Field("float32", description="number format on disk")
+    precision: Literal["float32", "int8"] = Field(
+        "float32", description="number format of the network's products; int8 is faster where the processor has it"
+    )
     logits: bool = Field(False, description="store the source classifier's outputs, too")
 
     @model_validator(mode="after")
@@ -207,12 +218,22 @@ class Features(Entry):
             raise ValueError("several layers or sizes can only be put together with cut: pooled")
         if self.cut == "image" and self.logits:
             raise ValueError("with cut: image no network is run that could give logits; extract them with cut: pooled")
+        if self.cut == "image" and self.precision != "float32":
+            raise ValueError(f"with cut: image no network is run that could be {self.precision}: leave precision out")
         for name, values in (("layers", self.layers), ("image_size", self.image_size), ("views", self.all_views)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} names something twice")
         if self.all_views[0] != "identity":
             raise ValueError("views begin with identity, the image as it is")
         return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave float32 out: features keep the fingerprint that they had before there was another precision."""
+        written: dict[str, Any] = write(self)
+        if self.precision == "float32":
+            written.pop("precision", None)
+        return written
 
     @property
     def all_views(self) -> list[str]:

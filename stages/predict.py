@@ -19,6 +19,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
@@ -66,6 +67,7 @@ class Predictor:
         stored = read_json(folder / "features.json")
         self._shape: list[int] = stored["shape"]
         self._features = Features.model_validate(stored["entry"])
+        self._ranges = stored.get("ranges")
 
     def names(self, probabilities: Probabilities) -> list[str]:
         """Return the most probable class; of several labels those of probability one half or more."""
@@ -123,7 +125,8 @@ class Predictor:
         from stages.backbones.backbone import load_backbone
         from stages.backbones.passes import Passes
 
-        return Passes(self._columns, self._features, load_backbone(self._folder, "backbone.safetensors"))
+        backbone = load_backbone(self._folder, "backbone.safetensors")
+        return Passes(self._columns, self._features, replace(backbone, ranges=self._ranges))
 
     @cached_property
     def _model(self) -> Model:

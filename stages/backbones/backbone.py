@@ -13,16 +13,20 @@ from stages.files import read_json
 if TYPE_CHECKING:
     from torch import nn
 
+    from stages.backbones.int8 import Ranges
+
 
 @dataclass(frozen=True)
 class Backbone:
     """A network with its weights, frozen. The network is built when it is first asked for.
 
     facts : what network.json holds; see weights.py.
+    ranges : for features of `precision: int8` how far its tensors reach, by image size; see int8.py.
     """
 
     path: Path
     facts: dict[str, Any]
+    ranges: dict[str, Ranges] | None = None
 
     @property
     def weights_hash(self) -> str:

@@ -9,7 +9,8 @@ Where it runs comes from the environment, and changes no result beyond rounding 
 ONNX Runtime runs every call in the thread that makes it, on one core: the caller keeps all cores busy by as many calls
 at once (`calls`), and what comes out depends neither on their number nor on what else is in a call. It reads an export
 of the network, which is made when the first images come, checked on them against the undivided network in torch, and
-kept in the private cache; where it is found there, torch is not even imported.
+kept in the private cache; where it is found there, torch is not even imported. `precision: int8` runs a quantised copy
+of that export, on a CPU alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import os
 import platform
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stages.backbones.folding import Apart, FromPixels
+    from stages.backbones.int8 import Ranges
 
     Images = NDArray[np.uint8]
     Outputs = dict[str, NDArray[Any]]
@@ -50,6 +54,9 @@ TOLERANCE = 1e-4
 
 ENOUGH = 150
 """How many multiplications of an image a weight should serve, so that reading it costs nothing beside them."""
+
+COMPARED_IMAGES = 64
+"""On how many images a quantised network is compared with the exact one."""
 
 
 class Engine(ABC):
@@ -87,6 +94,13 @@ def open_engine(backbone: Backbone, features: Features, cache: Path | None = Non
         return _Pixels()
     place = device()
     runtime = _setting("TRANSFER_ENGINE", ("onnxruntime", "torch")) or ("torch" if place == "cuda" else "onnxruntime")
+    if features.precision == "int8":
+        if runtime == "torch":
+            raise UserError(
+                "precision: int8 runs by ONNX Runtime on a CPU alone, and torch was to run it: leave precision out of "
+                "the features' entry, or set TRANSFER_DEVICE=cpu and TRANSFER_ENGINE=onnxruntime"
+            )
+        return _Int8(backbone, features, cache)
     if runtime == "torch":
         return _Torch(backbone, features, place)
     if place == "cuda":
@@ -94,6 +108,41 @@ def open_engine(backbone: Backbone, features: Features, cache: Path | None = Non
             "TRANSFER_ENGINE is onnxruntime: on a GPU only torch runs; set TRANSFER_DEVICE=cpu, or unset it"
         )
     return _OnnxRuntime(backbone, features, cache)
+
+
+def calibrated(
+    backbone: Backbone, features: Features, images: Sequence[Mapping[int, Images]], cache: Path | None = None
+) -> Backbone:
+    """Return the backbone with the ranges that `precision: int8` needs, measured on images.
+
+    images : of each image, for every size (C, S, S), grey or in colour. cache : see `open_engine`.
+    Raises UserError where the network does not take eight bits: where an output's error is LARGEST_ERROR or more.
+    """
+    from stages.backbones.int8 import LARGEST_ERROR, joined, relative_error
+
+    exact, ranges = _OnnxRuntime(backbone, features, cache), {}
+    pixels = {size: _alike(images, size) for size in features.image_size}
+    for size, kinds in pixels.items():
+        ranges[str(size)] = joined(*(exact.ranges(alike) for alike in kinds))
+    backbone = replace(backbone, ranges=ranges)
+    quantised = _Int8(backbone, features, cache)
+    for size, kinds in pixels.items():
+        found, wanted = ([engine(alike[:COMPARED_IMAGES]) for alike in kinds] for engine in (quantised, exact))
+        for name in wanted[0]:
+            error = relative_error(*(np.concatenate([of[name] for of in outputs]) for outputs in (found, wanted)))
+            if not error < LARGEST_ERROR:
+                raise UserError(
+                    f"{backbone.name} does not take precision: int8: at {size} pixels the error of {name} is "
+                    f"{error:.2f} of its spread over images, not less than {LARGEST_ERROR}: leave precision out of the "
+                    "features' entry"
+                )
+    return backbone
+
+
+def _alike(images: Sequence[Mapping[int, Images]], size: int) -> list[Images]:
+    """Put images of one size together, grey ones and those in colour apart: each (B, C, S, S)."""
+    kinds = [[image[size] for image in images if len(image[size]) == channels] for channels in (1, 3)]
+    return [np.stack(alike) for alike in kinds if alike]
 
 
 def _setting(name: str, allowed: tuple[str, ...]) -> str | None:
@@ -323,22 +372,41 @@ class _OnnxRuntime(_Frozen):
         return self.exports[size, channels]
 
     def _make(self, images: Images) -> _Export:
-        """Export the network, check the export on these images, and put it into the cache."""
+        """Make the export and put it into the cache."""
+        channels, size = images.shape[1:3]
+        path = self._path(size, channels)
+        with new_file(path) as temporary:
+            export, told = self._write(images, temporary)
+            digest = hash_file(temporary)
+        facts = {"batch": export.batch, "operations": export.operations, **told, "hash": digest}
+        # Last: an export counts when its facts stand beside it.
+        write_json(path.with_suffix(".json"), {**self._key(size, channels), **facts})
+        return export
+
+    def _write(self, images: Images, target: Path) -> tuple[_Export, dict[str, float]]:
+        """Export the network, and check the export on these images."""
         channels, size = images.shape[1:3]
         whole = self.whole(size)
         part = self.folded(whole, size, channels)
         operations = _operations(part, size, channels)
         batch = _images_at_once(operations, sum(p.numel() for p in part.parameters()))
-        path = self._path(size, channels)
-        with new_file(path) as temporary:
-            _write_onnx(part, (batch, channels, size, size), temporary, self.backbone.name)
-            export = _Export(_session(temporary), batch, operations)
-            difference = self._difference(export, whole, images[:batch])
-            digest = hash_file(temporary)
-        facts = {"batch": batch, "operations": operations, "largest_difference": difference, "hash": digest}
-        # Last: an export counts when its facts stand beside it.
-        write_json(path.with_suffix(".json"), {**self._key(size, channels), **facts})
-        return export
+        _write_onnx(part, (batch, channels, size, size), target, self.backbone.name)
+        export = _Export(_session(target), batch, operations)
+        return export, {"largest_difference": self._difference(export, whole, images[:batch])}
+
+    def ranges(self, images: Images) -> Ranges:
+        """Return how far the tensors of the export reach on some images (B, C, S, S)."""
+        from stages.backbones.int8 import measured_ranges
+
+        path, batch = self.exported(images)
+        pieces = np.split(images, range(batch, len(images), batch))
+        return measured_ranges(path, (np.resize(piece, (batch, *piece.shape[1:])) for piece in pieces))
+
+    def exported(self, images: Images) -> tuple[Path, int]:
+        """Return the file of the export for such images (B, C, S, S), and how many it takes at once."""
+        channels, size = images.shape[1:3]
+        with self.lock:
+            return self._path(size, channels), self._export(images).batch
 
     def _difference(self, export: _Export, whole: FromPixels, images: Images) -> float:
         """Return the largest difference from torch, relative to an output's largest value; raises UserError."""
@@ -358,6 +426,31 @@ class _OnnxRuntime(_Frozen):
                 )
             largest = max(largest, difference)
         return largest
+
+
+class _Int8(_OnnxRuntime):
+    """The same in eight bits, with the ranges that the backbone brings."""
+
+    def __init__(self, backbone: Backbone, features: Features, cache: Path | None):
+        from stages.backbones.int8 import check_processor
+
+        check_processor()
+        super().__init__(backbone, features, cache)
+        self.exact = _OnnxRuntime(backbone, features, cache)
+        self.identity = {**self.identity, "precision": "int8", "ranges": hash_json(backbone.ranges)}
+
+    def operations(self, size: int, channels: int) -> int:
+        return self.exact.operations(size, channels)
+
+    def _write(self, images: Images, target: Path) -> tuple[_Export, dict[str, float]]:
+        """Quantise the exact export."""
+        from stages.backbones.int8 import quantise
+
+        channels, size = images.shape[1:3]
+        assert self.backbone.ranges is not None
+        exported, batch = self.exact.exported(images)
+        quantise(exported, self.backbone.ranges[str(size)], target)
+        return _Export(_session(target), batch, self.operations(size, channels)), {}
 
 
 def _images_at_once(operations: int, parameters: int) -> int:

@@ -104,7 +104,12 @@ class Passes:
 
 
 def _open(outputs: Sequence[str], entry: Features, backbone: Backbone) -> Engine:
-    """Open an engine for some of an entry's outputs; where logits alone are wanted it gives the others, too."""
+    """Open an engine for some of an entry's outputs; where logits alone are wanted it gives the others, too.
+
+    One of eight bits gives them all: its ranges were measured in a network with all of them.
+    """
+    if entry.precision == "int8":
+        return open_engine(backbone, entry)
     layers = [layer for layer in entry.layers if layer in outputs] or entry.layers
     return open_engine(backbone, entry.model_copy(update={"layers": layers, "logits": LOGITS in outputs}))
 

@@ -1,11 +1,18 @@
 """How fast extract is, and how much memory it takes, as Markdown for docs/benchmarks.md.
 
-    python -m tests.benchmarks.extract [speed] [memory] [limit]        all three when none is named: about 20 minutes
+    python -m tests.benchmarks.extract [speed] [memory] [limit]        these three when none is named: about 20 minutes
+    python -m tests.benchmarks.extract int8
+    python -m tests.benchmarks.extract incremental                     about 20 minutes
 
 speed    The whole stage as a process against the obvious loop as a process: the same 2,624 cells and network, in pairs,
          one after the other. Seconds swing with what else the machine does, core seconds less.
 memory   The stage's peak memory for 2,000, 20,000 and 100,000 images.
 limit    The frozen forward alone, as a share of what the machine's f32 matrix product allows.
+int8     The frozen forward alone in eight bits and in float32, in turn; and the whole stage. `make study
+         STUDY=docs/precision` measures what it costs in quality.
+incremental
+         The stage at 50,000 images, and again with nothing new, 1 % of them changed, one image removed; less what a
+         start takes.
 """
 
 from __future__ import annotations
@@ -22,14 +29,16 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stages.backbones.backbone import load_backbone
-from stages.backbones.engines import open_engine
+from stages.backbones.engines import Engine, open_engine
 from stages.cli import UserError, guard
 from stages.params import read_params
 from stages.samples.decoding import to_arrays
@@ -40,6 +49,7 @@ from tests.conftest import ROOT, cell_files
 
 PAIRS = 3
 COUNTS = (2_000, 20_000, 100_000)
+MANY = 50_000
 PARAMS = """\
 downloads:
   cells: {source: elpv, path: .}
@@ -48,6 +58,7 @@ downloads:
 datasets: {}
 features:
   speed: {images: cells, backbone: raw/lite0, image_size: 224}
+  int8: {images: cells, backbone: raw/lite0, image_size: 224, precision: int8}
   memory: {images: many, backbone: raw/lite0, image_size: 96}  # small, for memory is asked here, not speed
 runs: {}
 compare: {}
@@ -137,6 +148,14 @@ def difference() -> float:
     return float(np.abs(ours - loop).max() / np.abs(loop).max())
 
 
+def forward_rate(engine: Engine, pixels: NDArray[np.uint8]) -> float:
+    """Measure how many images a second pass through a network, on all cores."""
+    with ThreadPoolExecutor(engine.calls) as pool:
+        start = time.perf_counter()
+        list(pool.map(engine, [pixels] * (10 * engine.calls)))
+        return 10 * engine.calls * len(pixels) / (time.perf_counter() - start)
+
+
 def limit() -> None:
     """Print the frozen forward alone against the machine's f32 matrix product."""
     import torch
@@ -153,10 +172,7 @@ def limit() -> None:
         for _ in range(5):
             a @ b
         products.append(5 * 2048**3 / (time.perf_counter() - start))
-        with ThreadPoolExecutor(engine.calls) as pool:
-            start = time.perf_counter()
-            list(pool.map(lambda _: engine(pixels), range(10 * engine.calls)))
-            rates.append(10 * engine.calls * len(pixels) / (time.perf_counter() - start))
+        rates.append(forward_rate(engine, pixels))
     operations, product, rate = engine.operations(224, 1), max(products), max(rates)
     table(
         ("f32 matrix product", "operations per image", "limit", "frozen forward alone", "share"),
@@ -168,6 +184,56 @@ def limit() -> None:
             f"**{rate * operations / product:.0%}**",
         ),
     )
+
+
+def int8() -> None:
+    """Print the frozen forward in eight bits against float32, and the same of the stage."""
+    features, images = read_params().features, read_images("cells")
+    stage = {name: [] for name in ("speed", "int8")}
+    for name in stage:
+        run("stages.extract", name)  # exports the network, and measures ranges
+    for _ in range(PAIRS):
+        for name, seconds in stage.items():
+            forget_activations()
+            seconds.append(run("stages.extract", name).seconds)
+    network = load_backbone(Path("data/raw/lite0"))
+    backbones = {"speed": network, "int8": replace(network, ranges=read_features("int8").facts["ranges"])}
+    engines = {name: open_engine(backbone, features[name]) for name, backbone in backbones.items()}
+    pixels = np.stack([to_arrays(images.read(row), [224])[224] for row in range(16)])
+    rates = {name: [] for name in engines}
+    for engine in engines.values():
+        engine(pixels)
+    for _ in range(7):  # in turn, so that both see the machine in the same state
+        for name, engine in engines.items():
+            rates[name].append(forward_rate(engine, pixels))
+    ratios = [fast / exact for exact, fast in zip(rates["speed"], rates["int8"], strict=True)]
+    table(
+        ("", "float32", "int8", "ratio, median of the turns"),
+        ("frozen forward alone, images/s", *(f"{median(r):.0f}" for r in rates.values()), f"**{median(ratios):.2f}**"),
+        (
+            "the stage, s",
+            *(f"{median(s):.1f}" for s in stage.values()),
+            f"{median(stage['speed']) / median(stage['int8']):.2f}",
+        ),
+    )
+
+
+def incremental() -> None:
+    """Print what changes of a few images take of the full time of extract."""
+    fill(MANY)
+    run("stages.extract", "memory")
+    forget_activations()
+    times = {"everything new": run("stages.extract", "memory").seconds}
+    times["nothing new"] = run("stages.extract", "memory").seconds
+    fill(MANY, changed=MANY // 100)
+    times["1 % changed"] = run("stages.extract", "memory").seconds
+    fill(MANY - 1, changed=MANY // 100)
+    times["one removed"] = run("stages.extract", "memory").seconds
+    fill(64)
+    start = run("stages.extract", "memory").seconds
+    full = times["everything new"] - start
+    rows = [(name, f"{seconds:.1f} s", f"{(seconds - start) / full:.1%}") for name, seconds in times.items()]
+    table((f"{MANY:,} images", "time", "less the start, of the full time"), *rows, ("a start", f"{start:.1f} s", ""))
 
 
 def memory() -> None:
@@ -184,8 +250,11 @@ def memory() -> None:
     table(("images", "peak memory", "all from the cache", "time"), *rows)
 
 
-def fill(count: int) -> None:
-    """Make a download of so many images: the cells, again and again, each with a number in a text chunk of its PNG."""
+def fill(count: int, changed: int = 0) -> None:
+    """Make a download of so many images: the cells, again and again, each with a number in a text chunk of its PNG.
+
+    changed : the first so many are other images than without.
+    """
     contents = [path.read_bytes() for path in cell_files()]
     folder, raw = Path("many"), Path("data/raw/many")
     for old in (folder, raw):
@@ -194,7 +263,7 @@ def fill(count: int) -> None:
     found = []
     for number in range(count):
         content, path = contents[number % len(contents)], folder / f"{number:06}.png"
-        chunk = b"tEXt" + f"Comment\0{number}".encode()
+        chunk = b"tEXt" + f"Comment\0{number}{' changed' * (number < changed)}".encode()
         chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
         path.write_bytes(content[:-12] + chunk + content[-12:])  # before IEND
         found.append(Found(path.name, path, {}))
@@ -204,8 +273,8 @@ def fill(count: int) -> None:
 def main() -> None:
     """Run the parts that are named, or all."""
     # A process inherits the peak of the one that starts it, so torch comes into this one last.
-    parts = {"speed": speed, "memory": memory, "limit": limit}
-    wanted = sys.argv[1:] or list(parts)
+    parts = {"speed": speed, "memory": memory, "incremental": incremental, "limit": limit, "int8": int8}
+    wanted = sys.argv[1:] or ["speed", "memory", "limit"]
     for name in wanted:
         if name not in parts:
             raise UserError(f"{name} is no part of this benchmark; known: {', '.join(parts)}")
