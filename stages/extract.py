@@ -145,11 +145,12 @@ def _compute(
     kept = KeptPixels(pixel_context(entry, backbone), stored.digests, sizes_elsewhere(entry))
     with kept, cache.writer() as writer:
         for columns, positions in stored.lacking():
-            wanted = np.sort(rows[positions]).tolist()  # in the order in which they lie on the disk
+            positions = positions[np.argsort(rows[positions])]  # in the order in which they lie on the disk
+            wanted = rows[positions].tolist()
             passes = Passes(columns, entry, backbone, None if entry.cut == "image" else kept.decode)
-            kept.look_up(passes.sizes)
+            held = kept.look_up(passes.sizes)[positions].tolist()
             names = (hashes[row].as_py() for row in wanted)
-            computed = passes.compute(zip(names, images.readers(wanted), strict=True))
+            computed = passes.compute(zip(names, images.readers(wanted, held), strict=True))
             for batch in progress(computed, len(wanted), "image", lambda batch: len(batch.image_hashes)):
                 if batch.reason:
                     rejected[batch.image_hashes[0]] = batch.reason

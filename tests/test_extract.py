@@ -20,7 +20,7 @@ from stages.cli import UserError
 from stages.extract import extract
 from stages.params import Features
 from stages.samples.decoding import INTERPOLATIONS, BadImage, apply_view, to_arrays
-from stages.sources._raw import Found, read_images, write_images
+from stages.sources._raw import Found, Images, read_images, write_images
 from stages.store import cache
 from stages.store.activations import read_features
 from tests.conftest import cell_files
@@ -619,6 +619,14 @@ def expected_of_decodable(name, size):
         with suppress(BadImage):
             rows[image_hash] = Network.output("pooled", to_arrays(images.read(row), [size])[size][None])
     return np.stack([rows[image_hash] for image_hash in sorted(rows)])
+
+
+@pytest.mark.usefixtures("engines", "large")
+def test_images_whose_pixels_are_kept_are_not_asked_for_ahead(monkeypatch):
+    told, real = [], Images.readers
+    monkeypatch.setattr(Images, "readers", lambda self, rows, held: told.append(held) or real(self, rows, held))
+    both()
+    assert [(len(held), sum(held)) for held in told] == [(7, 0), (7, 6)]  # a broken one is tried by each
 
 
 @pytest.mark.usefixtures("engines", "large")

@@ -84,11 +84,16 @@ class Images:
         """
         return self._places.read(row)
 
-    def readers(self, rows: Iterable[int]) -> Iterator[Callable[[], bytes]]:
-        """Yield for each row, in order, what gives its bytes; what lies in a bucket is on its way some rows ahead."""
+    def readers(self, rows: Sequence[int], held: Sequence[bool] = ()) -> Iterator[Callable[[], bytes]]:
+        """Yield for each row, in order, what gives its bytes; what lies in a bucket is on its way some rows ahead.
+
+        held : for each row whether it will hardly be asked for; it is then fetched when it is
+        """
         if self._places.remote is None:
             return (partial(self.read, row) for row in rows)
-        return begun_in_threads(self.read, rows, STREAMS)
+        asked = list(zip(rows, held or [False] * len(rows), strict=True))
+        ahead = begun_in_threads(self.read, (row for row, late in asked if not late), STREAMS)
+        return (partial(self.read, row) if late else next(ahead) for row, late in asked)
 
     @property
     def image_hashes(self) -> list[str]:

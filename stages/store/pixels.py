@@ -53,9 +53,10 @@ class KeptPixels(AbstractContextManager["KeptPixels"]):
     def __exit__(self, *_: object) -> None:
         self._writer.flush()
 
-    def look_up(self, sizes: Sequence[int]) -> None:
-        """Look up what there is of some sizes, before images are asked for at these."""
+    def look_up(self, sizes: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Look up some sizes, before images are asked for at these; returns which of `digests` are there at all."""
         self._found = self._cache.find(self._digests, [pixel_column(size) for size in sizes])
+        return np.asarray((self._found.shard_of >= 0).all(axis=0))
 
     def decode(self, image_hash: str, read: Callable[[], bytes], sizes: Sequence[int]) -> Pixels:
         """Return an image at the sizes that were looked up; may be called from many threads.

@@ -78,6 +78,18 @@ def test_a_folder_in_a_bucket_is_read_as_one_on_the_disk(work: Path, bucket: Any
     assert list((RAW / "there").glob("*.tar")) == ([] if link else [RAW / "there" / "images-00000.tar"])
 
 
+def test_what_is_held_elsewhere_is_not_fetched_ahead(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(bucket, *(f"photos/cat/{number}.png" for number in range(4)))
+    there = fetch("there", "folder", path=".", root=f"s3://{bucket.name}/photos/", link=True)
+    asked, read = [], Images.read
+    monkeypatch.setattr(Images, "read", lambda self, row: asked.append(row) or read(self, row))
+    readers = list(there.readers(range(4), [True, False, True, False]))
+    assert [readers[row]() for row in (1, 3)] == [b"photos/cat/1.png", b"photos/cat/3.png"]
+    assert sorted(asked) == [1, 3]
+    assert readers[2]() == b"photos/cat/2.png"
+    assert sorted(asked) == [1, 2, 3]
+
+
 @pytest.mark.parametrize("link", [False, True])
 def test_a_table_lists_what_lies_in_a_bucket(bucket: Any, link: bool, capsys: pytest.CaptureFixture[str]) -> None:
     put(bucket, "scans/ct/1.png", f"scans/{ODD}", "outside.png")
