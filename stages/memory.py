@@ -2,12 +2,12 @@
 
 A training step frees and takes maps of some ten megabytes a hundred times. The C library may give blocks of that size
 back to the system, which hands out zeroed pages for the next: at worst a tenth of the step. No result changes by it.
+Pages of 2 MiB, which torch can ask for, took longer to get than they saved.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 
 # mallopt(3) of the GNU C library. 32 MiB is the highest threshold that it takes; the memory of one arena serves the
@@ -19,8 +19,6 @@ def keep_freed_memory() -> None:
     """Let this process keep what it frees; does nothing where the C library is another."""
     if not sys.platform.startswith("linux"):
         return
-    # What is larger comes in pages of 2 MiB where the system has them; torch reads this before its first tensor.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return

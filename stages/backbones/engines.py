@@ -19,6 +19,7 @@ import copy
 import json
 import os
 import platform
+import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from stages.backbones.backbone import Backbone
-from stages.cli import UserError
+from stages.cli import UserError, warn
 from stages.files import hash_file, hash_json, new_file, write_json
 from stages.params import Features
 from stages.store.location import cache_root
@@ -118,25 +119,45 @@ def calibrated(
     images : of each image, for every size (C, S, S), grey or in colour. cache : see `open_engine`.
     Raises UserError where the network does not take eight bits: where an output's error is LARGEST_ERROR or more.
     """
-    from stages.backbones.int8 import LARGEST_ERROR, joined, relative_error
+    from stages.backbones.int8 import joined
 
     exact, ranges = _OnnxRuntime(backbone, features, cache), {}
     pixels = {size: _alike(images, size) for size in features.image_size}
     for size, kinds in pixels.items():
         ranges[str(size)] = joined(*(exact.ranges(alike) for alike in kinds))
     backbone = replace(backbone, ranges=ranges)
-    quantised = _Int8(backbone, features, cache)
-    for size, kinds in pixels.items():
-        found, wanted = ([engine(alike[:COMPARED_IMAGES]) for alike in kinds] for engine in (quantised, exact))
-        for name in wanted[0]:
-            error = relative_error(*(np.concatenate([of[name] for of in outputs]) for outputs in (found, wanted)))
-            if not error < LARGEST_ERROR:
-                raise UserError(
-                    f"{backbone.name} does not take precision: int8: at {size} pixels the error of {name} is "
-                    f"{error:.2f} of its spread over images, not less than {LARGEST_ERROR}: leave precision out of the "
-                    "features' entry"
-                )
+    _check_int8(_Int8(backbone, features, cache), [some for kinds in pixels.values() for some in kinds])
     return backbone
+
+
+def _check_int8(quantised: _Int8, images: Sequence[Images]) -> None:
+    """Compare with the exact engine on images, each (B, C, S, S); see `calibrated`. Warn where nothing is gained."""
+    from stages.backbones.int8 import LARGEST_ERROR, relative_error
+
+    found: dict[tuple[int, str], list[tuple[Any, Any]]] = {}
+    seconds = [0.0, 0.0]
+    for alike in images:
+        outputs = []
+        for at, engine in enumerate((quantised, quantised.exact)):
+            engine(alike[:1])  # what it takes to make or read it is not counted
+            begun = time.process_time()
+            outputs.append(engine(alike[:COMPARED_IMAGES]))
+            seconds[at] += time.process_time() - begun
+        for name, wanted in outputs[1].items():
+            found.setdefault((alike.shape[-1], name), []).append((outputs[0][name], wanted))
+    for (size, name), pairs in found.items():
+        error = relative_error(*(np.concatenate(values) for values in zip(*pairs, strict=True)))
+        if not error < LARGEST_ERROR:
+            raise UserError(
+                f"{quantised.backbone.name} does not take precision: int8: at {size} pixels the error of {name} is "
+                f"{error:.2f} of its spread over images, not less than {LARGEST_ERROR}: leave precision out of the "
+                "features' entry"
+            )
+    if seconds[0] > seconds[1]:
+        warn(
+            f"precision: int8 makes {quantised.backbone.name} no faster: it takes {seconds[0] / seconds[1]:.1f} times "
+            "as long as without; leave precision out of the features' entry"
+        )
 
 
 def _alike(images: Sequence[Mapping[int, Images]], size: int) -> list[Images]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from stages.transfers.shared.layout import Clipped, Pointwise, channels_last, train_channels_last
+from stages.transfers.shared.layout import Clipped, Depthwise, Pointwise, channels_last, train_channels_last
 from tests.backbones.conftest import network
 
 
@@ -50,6 +50,36 @@ def test_the_way_back_of_a_pointwise_convolution_is_its_derivative(inputs: int, 
         return torch.func.functional_call(convolution, dict(zip(names, parameters, strict=True)), (maps,))
 
     assert torch.autograd.gradcheck(result, (maps, *convolution.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding", "bias"),
+    [(5, 2, True), (7, 3, False), ((3, 5), (1, 0), False), ((1, 4), (0, 3), True), (5, 0, False)],
+)
+def test_the_way_back_of_a_wide_depthwise_convolution_is_its_derivative(
+    kernel: int | tuple[int, int], padding: int | tuple[int, int], bias: bool
+) -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 3, kernel, padding=padding, groups=3, bias=bias).double()
+    plain = copy.deepcopy(convolution)
+    train_channels_last(convolution)
+    assert isinstance(convolution, Depthwise)
+    maps = channels_last(torch.randn(2, 3, 6, 8, dtype=torch.float64)).requires_grad_(True)
+    assert torch.equal(convolution(maps), plain(maps))
+    names = [name for name, _ in convolution.named_parameters()]
+
+    def result(maps: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(convolution, dict(zip(names, parameters, strict=True)), (maps,))
+
+    assert torch.autograd.gradcheck(result, (maps, *convolution.parameters()))
+
+
+@pytest.mark.parametrize(
+    "convolution", [nn.Conv2d(4, 4, 5, stride=2, groups=4), nn.Conv2d(4, 8, 5), nn.Conv2d(4, 4, 3, groups=4)]
+)
+def test_other_convolutions_stay_as_they_are(convolution: nn.Conv2d) -> None:
+    train_channels_last(convolution)
+    assert type(convolution) is nn.Conv2d
 
 
 @pytest.mark.parametrize("inplace", [False, True])
