@@ -80,7 +80,8 @@ def _calibrated(images: Images, rows: npt.NDArray[np.int64], entry: Features, ba
     hashes = [images.image_hashes[row] for row in rows]
     measured = {"outputs": entry.all_layers, "logits": entry.logits, "sizes": entry.image_size, "images": hashes}
     path = cache_root() / "ranges" / f"{hash_json({**context(exact, backbone), **measured})}.json"
-    if not path.is_file():
+    ranges = _kept_ranges(path)
+    if ranges is None:
 
         def decoded(read: Callable[[], bytes]) -> dict[int, Array] | None:
             with suppress(BadImage):  # it is told later
@@ -91,8 +92,19 @@ def _calibrated(images: Images, rows: npt.NDArray[np.int64], entry: Features, ba
         good = [pixels for pixels in in_threads(decoded, readers) if pixels is not None]
         if not good:
             raise UserError(f"data/raw/{images.name}: none of {len(rows)} images to calibrate on can be decoded")
-        write_json(path, calibrated(backbone, entry, good).ranges or {})
-    return replace(backbone, ranges=read_json(path))
+        ranges = calibrated(backbone, entry, good).ranges
+        write_json(path, {"ranges": ranges, "hash": hash_json(ranges)})
+    return replace(backbone, ranges=ranges)
+
+
+def _kept_ranges(path: Path) -> dict[str, Any] | None:
+    """Return what a file holds; None where it is not there, or damaged."""
+    try:
+        kept = read_json(path)
+        ranges: dict[str, Any] = kept["ranges"]
+        return ranges if hash_json(ranges) == kept["hash"] else None
+    except (UserError, ValueError, KeyError, TypeError):
+        return None
 
 
 def wanted_columns(entry: Features) -> list[Column]:

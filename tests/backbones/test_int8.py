@@ -204,9 +204,14 @@ def test_bytes_hang_on_images_alone_and_a_new_image_computes_itself_alone(
     folder = project(in_order[:-1])
     extract("fast", entry)
     first = contents(folder / "data/features/fast")
-    shutil.rmtree(folder / "cache")
-    extract("fast", entry)
-    assert contents(folder / "data/features/fast") == first
+    (kept,) = (folder / "cache/ranges").glob("*.json")
+    whole = kept.read_bytes()
+    for damaged in (whole[:-20], whole.replace(b"6.0", b"7.0", 1), None):
+        shutil.rmtree(folder / "cache/activations")
+        kept.write_bytes(damaged) if damaged else kept.unlink()
+        extract("fast", entry)
+        assert contents(folder / "data/features/fast") == first
+        assert kept.read_bytes() == whole
     project(in_order)
     seen = []
     real = engines._Int8.__call__
