@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.extract [speed] [memory] [limit]        these three when none is named: about 20 minutes
     python -m tests.benchmarks.extract int8
-    python -m tests.benchmarks.extract incremental                     about 20 minutes
+    python -m tests.benchmarks.extract incremental                     about 5 minutes
+    python -m tests.benchmarks.extract photographs
 
 speed    The whole stage as a process against the obvious loop as a process: the same 2,624 cells and network, in pairs,
          one after the other. Seconds swing with what else the machine does, core seconds less.
@@ -13,6 +14,9 @@ int8     The frozen forward alone in eight bits and in float32, in turn; and the
 incremental
          The stage at 50,000 images, and again with nothing new, 1 % of them changed, one image removed; less what a
          start takes.
+photographs
+         Two features of 300 photographs of 12 megapixels: each alone, and both in one params.yaml, where the second
+         finds the pixels that the first has decoded.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from stages.backbones.backbone import load_backbone
 from stages.backbones.engines import Engine, open_engine
@@ -50,15 +55,19 @@ from tests.conftest import ROOT, cell_files
 PAIRS = 3
 COUNTS = (2_000, 20_000, 100_000)
 MANY = 50_000
+PHOTOGRAPHS = 300
 PARAMS = """\
 downloads:
   cells: {source: elpv, path: .}
   many: {source: folder, path: many}
+  photographs: {source: folder, path: photographs}
   lite0: {source: weights, path: ., network: tf_efficientnet_lite0, origin: package}
 datasets: {}
 features:
   speed: {images: cells, backbone: raw/lite0, image_size: 224}
   int8: {images: cells, backbone: raw/lite0, image_size: 224, precision: int8}
+  large-1: {images: photographs, backbone: raw/lite0, image_size: 224}
+  large-2: {images: photographs, backbone: raw/lite0, image_size: 160}
   memory: {images: many, backbone: raw/lite0, image_size: 96}  # small, for memory is asked here, not speed
 runs: {}
 compare: {}
@@ -236,6 +245,41 @@ def incremental() -> None:
     table((f"{MANY:,} images", "time", "less the start, of the full time"), *rows, ("a start", f"{start:.1f} s", ""))
 
 
+def photographs() -> None:
+    """Print what a second set of features takes of large photographs, alone and beside another."""
+    random, folder = np.random.default_rng(0), Path("photographs")
+    folder.mkdir()
+    noise = random.integers(0, 30, (3000, 4000, 3), np.uint8)  # a sensor's, without which a file would be small
+    found = []
+    for number, path in enumerate(cell_files(PHOTOGRAPHS)):
+        pixels = np.asarray(Image.open(path).convert("RGB").resize((4000, 3000))) // 2 + np.roll(noise, 7 * number, 0)
+        Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=90)
+        found.append(Found(f"{number}.jpg", folder / f"{number}.jpg", {}))
+    write_images(Path("data/raw/photographs"), found, source="folder", origin="", licence="none", root="photographs")
+    names = ("large-1", "large-2")
+
+    def stage(name: str, *without: str) -> float:
+        lines = (line for line in PARAMS.splitlines() if not any(other in line for other in without))
+        Path("params.yaml").write_text("\n".join(lines))
+        return run("stages.extract", name).seconds
+
+    for name in names:
+        stage(name)  # exports the network
+    alone = []
+    for name, other in zip(names, reversed(names), strict=True):
+        forget_activations()
+        alone.append(stage(name, other))
+    forget_activations()
+    together = [stage(name) for name in names]
+    table(
+        ("", "at 224 pixels", "then at 160 pixels"),
+        ("each alone", *(f"{seconds:.1f} s" for seconds in alone)),
+        ("together", *(f"{seconds:.1f} s" for seconds in together)),
+    )
+    megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    print(f"{PHOTOGRAPHS} photographs of {megabytes / PHOTOGRAPHS:.1f} MB.\n")
+
+
 def memory() -> None:
     """Print the stage's peak memory for few and for many images."""
     fill(64)
@@ -273,7 +317,8 @@ def fill(count: int, changed: int = 0) -> None:
 def main() -> None:
     """Run the parts that are named, or all."""
     # A process inherits the peak of the one that starts it, so torch comes into this one last.
-    parts = {"speed": speed, "memory": memory, "incremental": incremental, "limit": limit, "int8": int8}
+    parts = {"speed": speed, "memory": memory, "incremental": incremental, "photographs": photographs}
+    parts |= {"limit": limit, "int8": int8}
     wanted = sys.argv[1:] or ["speed", "memory", "limit"]
     for name in wanted:
         if name not in parts:
