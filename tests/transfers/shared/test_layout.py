@@ -36,6 +36,16 @@ def test_outputs_and_gradients_are_those_of_the_network_as_it_is(name: str) -> N
     torch.testing.assert_close(own_state, state, rtol=1e-9, atol=1e-9)
 
 
+def goes_back_right(convolution: nn.Conv2d, maps: torch.Tensor) -> bool:
+    """Whether what comes back to maps and parameters is the derivative, told from small differences."""
+    names = [name for name, _ in convolution.named_parameters()]
+
+    def result(maps: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(convolution, dict(zip(names, parameters, strict=True)), (maps,))
+
+    return torch.autograd.gradcheck(result, (maps, *convolution.parameters()))
+
+
 @pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (5, 3)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_way_back_of_a_pointwise_convolution_is_its_derivative(inputs: int, outputs: int, bias: bool) -> None:
@@ -44,12 +54,7 @@ def test_the_way_back_of_a_pointwise_convolution_is_its_derivative(inputs: int, 
     train_channels_last(convolution)
     assert isinstance(convolution, Pointwise)
     maps = channels_last(torch.randn(2, inputs, 3, 4, dtype=torch.float64)).requires_grad_(True)
-    names = [name for name, _ in convolution.named_parameters()]
-
-    def result(maps: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        return torch.func.functional_call(convolution, dict(zip(names, parameters, strict=True)), (maps,))
-
-    assert torch.autograd.gradcheck(result, (maps, *convolution.parameters()))
+    assert goes_back_right(convolution, maps)
 
 
 @pytest.mark.parametrize(
@@ -66,12 +71,7 @@ def test_the_way_back_of_a_wide_depthwise_convolution_is_its_derivative(
     assert isinstance(convolution, Depthwise)
     maps = channels_last(torch.randn(2, 3, 6, 8, dtype=torch.float64)).requires_grad_(True)
     assert torch.equal(convolution(maps), plain(maps))
-    names = [name for name, _ in convolution.named_parameters()]
-
-    def result(maps: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        return torch.func.functional_call(convolution, dict(zip(names, parameters, strict=True)), (maps,))
-
-    assert torch.autograd.gradcheck(result, (maps, *convolution.parameters()))
+    assert goes_back_right(convolution, maps)
 
 
 @pytest.mark.parametrize(
