@@ -77,7 +77,7 @@ def extract(name: str, entry: Features) -> None:
 def _calibrated(images: Images, rows: npt.NDArray[np.int64], entry: Features, backbone: Backbone) -> Backbone:
     """Return the backbone with the ranges of its tensors on some images; they are measured once, and kept."""
     exact = entry.model_copy(update={"precision": "float32"})
-    hashes = [images.image_hashes[row] for row in rows]
+    hashes = images.table["image_hash"].take(rows).to_pylist()
     measured = {"outputs": entry.all_layers, "logits": entry.logits, "sizes": entry.image_size, "images": hashes}
     path = cache_root() / "ranges" / f"{hash_json({**context(exact, backbone), **measured})}.json"
     ranges = _kept_ranges(path)
