@@ -24,7 +24,7 @@ import numpy as np
 from stages.backbones.backbone import load_backbone
 from stages.backbones.trained import backbone_folder
 from stages.cli import UserError, guard, warn
-from stages.extract import context, wanted_columns
+from stages.extract import context, pixel_context, sizes_elsewhere, wanted_columns
 from stages.files import DATA, FEATURES, read_json
 from stages.params import read_params
 from stages.scoring.wording import size
@@ -32,6 +32,7 @@ from stages.sources._raw import read_images
 from stages.store.activations import Digests, to_digests
 from stages.store.cache import OLD_SECONDS, ActivationCache, Column, Shard, shards_in
 from stages.store.location import cache_root, shared_root
+from stages.store.pixels import pixel_column
 
 UNFINISHED = ("trainings", "downloads")
 """Folders of the cache in which each thing belongs to a run that will go on with it."""
@@ -75,8 +76,13 @@ def uses(project: Path, label: str = "") -> Iterator[Use]:
             written = FEATURES / name / "features.json"
             if entry.precision == "int8" and written.is_file():  # before it is extracted, nothing can be of use to it
                 backbone = replace(backbone, ranges=read_json(written).get("ranges"))
-            folder = ActivationCache(context(entry, backbone)).folder.name  # a study has no cache of its own
-            yield Use(f"{name}{label}", folder, frozenset(wanted_columns(entry)), images[entry.images])
+            looked_up = [(context(entry, backbone), frozenset(wanted_columns(entry)))]
+            if entry.cut != "image" and sizes_elsewhere(entry):
+                kept = frozenset(pixel_column(size) for size in entry.image_size)
+                looked_up.append((pixel_context(entry, backbone), kept))
+            for described, columns in looked_up:
+                folder = ActivationCache(described).folder.name  # a study has no cache of its own
+                yield Use(f"{name}{label}", folder, columns, images[entry.images])
 
 
 def all_uses() -> tuple[list[Use], list[str]]:
@@ -164,7 +170,7 @@ def describe(rows: Sequence[Held]) -> Iterator[str]:
             f"{size(row.bytes):>8}  {row.what}: {', '.join(sorted(row.outputs))}; {len(row.images):,} images; "
             f"used by {used}" + (f"; {size(unused[row.folder])} unused" if unused[row.folder] and row.features else "")
         )
-    for name in ("networks", "trained", *UNFINISHED):
+    for name in ("networks", "ranges", "trained", *UNFINISHED):
         if held_there := size_of(root / name):
             yield f"{size(held_there):>8}  {name}"
 

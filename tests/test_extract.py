@@ -16,6 +16,7 @@ from PIL import Image
 
 from stages import extract as extract_module
 from stages.backbones import passes
+from stages.cache import held, uses
 from stages.cli import UserError
 from stages.extract import extract
 from stages.params import Features
@@ -627,6 +628,16 @@ def test_images_whose_pixels_are_kept_are_not_asked_for_ahead(monkeypatch):
     monkeypatch.setattr(Images, "readers", lambda self, rows, held: told.append(held) or real(self, rows, held))
     both()
     assert [(len(held), sum(held)) for held in told] == [(7, 0), (7, 6)]  # a broken one is tried by each
+
+
+@pytest.mark.usefixtures("engines", "large")
+def test_pixels_that_are_kept_count_as_used(work):
+    both()
+    [pixels] = [row for row in held(list(uses(Path()))) if row.what == "images as pixels"]
+    assert (pixels.features, pixels.unused) == (["one", "two"], [])
+    (work / "params.yaml").write_text(TWO.replace("  two:", "  # two:"))
+    [pixels] = [row for row in held(list(uses(Path()))) if row.what == "images as pixels"]
+    assert (pixels.features, len(pixels.unused)) == ([], 2)  # one of grey images, one of colour images
 
 
 @pytest.mark.usefixtures("engines", "large")
