@@ -79,6 +79,11 @@ class Ensemble(NetworkModel):
         frozen, machine = _taken_out(arrays, "frozen."), _taken_out(arrays, "machine.")
         return cls(facts, arrays, frozen=frozen, machine=Kernel.load(facts["machine"], machine))
 
+    @property
+    def operations(self) -> int:
+        """How many multiply-adds an image takes above the cut, trained and frozen, over all views that are averaged."""
+        return super().operations + int(self.facts["frozen_operations"]) * int(self.facts["averaged"])
+
     @cached_property
     def inner(self) -> nn.Module:
         """What gives the outputs that the machine reads, on the device that TRANSFER_DEVICE names."""
@@ -134,7 +139,7 @@ def fit(params: Params, data: TrainingData, seed: int) -> Ensemble:
         "chosen": {**facts["chosen"], **machine.chosen},
         "layers": params.layers,
         "machine": machine.facts,
-        "operations": facts["operations"] + each,
+        "frozen_operations": each,
         "trained_parameters": facts["trained_parameters"] + machine.trained_parameters,
         "training_operations": facts["training_operations"] + passes * each,
     }

@@ -6,7 +6,7 @@ What is run stands in STUDY/params.yaml. DVC runs it, run by run, in a workspace
 project's caches. What a run has given is copied into STUDY at once, with dvc.lock, and the leaderboard and curves of
 all runs so far, and how they differ from the reference in accuracy, AUC and log loss (differences.csv). Stopped at any
 moment the study goes on where it was, in another clone with the next run. How long is left is told from the seconds
-that each run took last time.
+that each run's extraction and training took last time, on whatever machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 import yaml
 
 from stages.cli import UserError, guard
-from stages.files import new_file, write_json, write_text
+from stages.files import new_file, write_text
 from stages.params import read_params
 from stages.scoring.charts import stand_alone
 from stages.scoring.intervals import differences
@@ -56,10 +56,15 @@ class Study:
         return list(read_params(self.kept / "params.yaml").runs)
 
     @property
-    def seconds(self) -> dict[str, int]:
-        """How long runs took last time."""
-        file = self.kept / "seconds.json"
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    def seconds(self) -> dict[str, float]:
+        """How long runs took last time, also over several goes."""
+        found = {}
+        for name in self.runs:
+            file = self.kept / "runs" / name / "cost.json"
+            if file.is_file():
+                cost = json.loads(file.read_text(encoding="utf-8"))
+                found[name] = cost["extract_seconds"] + cost["train_seconds"]
+        return found
 
     @cached_property
     def workspace(self) -> Path:
@@ -80,25 +85,28 @@ class Study:
         return folder
 
     def unfinished(self) -> list[str]:
-        """Return the runs whose results are not there, or of other inputs, parameters or code."""
+        """Return the runs whose results are not kept, or of other inputs, parameters or code."""
         left = []
         for name in self.runs:
             try:
                 would = run(self.workspace, *DVC, "repro", "--dry", "--allow-missing", f"evaluate@{name}")
             except UserError:  # what a stage reads is not there, and nothing is known of it
                 would = f"Running stage 'evaluate@{name}'"
-            if re.search(rf"Running stage '(finetune|evaluate)@{name}'", would):
+            if re.search(rf"Running stage '(finetune|evaluate)@{name}'", would) or not self._is_kept(name):
                 left.append(name)
         return left
 
-    def keep(self, name: str, seconds: float) -> None:
+    def _is_kept(self, name: str) -> bool:
+        """Whether what a run has given was copied: the study may have been stopped between the two."""
+        return _contents(self.kept / "runs" / name) == _contents(self.workspace / "reports" / "runs" / name)
+
+    def keep(self, name: str) -> None:
         """Copy what a run has given."""
         target = self.kept / "runs" / name
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(self.workspace / "reports" / "runs" / name, target)
         with new_file(self.kept / "dvc.lock") as path:
             shutil.copy2(self.workspace / "dvc.lock", path)
-        write_json(self.kept / "seconds.json", {**self.seconds, name: round(seconds)})
 
     def compare(self, left: list[str]) -> None:
         """Compare the runs that are there, and keep leaderboard, curves and the charts of the report."""
@@ -149,6 +157,10 @@ class Study:
         return ": ".join([f"{len(left)} left", ", ".join(parts)] if left else ["none left"])
 
 
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}
+
+
 def run(folder: Path, *command: str, shown: bool = False) -> str:
     """Run a command in the workspace and return what it prints; raises UserError with the end of it when it fails.
 
@@ -177,11 +189,11 @@ def main() -> None:
     while left:
         name, start = left[0], time.monotonic()
         run(study.workspace, *DVC, "repro", f"evaluate@{name}", shown=sys.stdout.isatty())
-        seconds = time.monotonic() - start
-        if name in study.seconds:
-            took, expected = took + seconds, expected + study.seconds[name]
+        seconds, before = time.monotonic() - start, study.seconds.get(name)
+        if before is not None:
+            took, expected = took + seconds, expected + before
         left = left[1:]
-        study.keep(name, seconds)
+        study.keep(name)
         study.compare(left)
         print(f"{name}: {seconds / 60:.0f} min; {study.outlook(left, took / expected)}", flush=True)
     study.compare([])

@@ -69,6 +69,10 @@ def test_stopped_it_goes_on_and_another_clone_knows_what_is_done(project: Projec
         chart = ElementTree.parse(project.path(f"docs/study/{picture}-cells.svg")).getroot()
         assert "probe" in {text.text for text in chart.iter("{http://www.w3.org/2000/svg}text")}
 
+    shutil.rmtree(project.path("docs/study/runs/above-b6"))  # as if it had been stopped before this was copied
+    assert project.run(STUDY, check=True).stdout.startswith("1 of 2 runs are there; 1 left: 1 never timed\n")
+    assert project.path("docs/study/runs/above-b6/metrics.json").is_file()
+
     project.commit()
     before = project.path("docs/study/leaderboard.csv").read_bytes()
     elsewhere = project.clone(tmp_path / "elsewhere")

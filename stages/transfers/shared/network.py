@@ -60,7 +60,7 @@ class NetworkModel:
 
     @property
     def pass_operations(self) -> int:
-        """How many multiply-adds an image takes above the cut, in one view."""
+        """How many multiply-adds an image takes in what is trained, in one view."""
         return int(self.facts["operations"])
 
     @property
