@@ -523,10 +523,7 @@ def _references(params: Params) -> Iterator[tuple[str, str]]:
                 "labels of an image",
                 "",
             )
-        module = kind_module("transfers", kind)
-        if dataset.weight is not None and "class_weight" not in module.Params.model_fields:
-            yield f"params.yaml: runs.{name}: kind {kind} lets all samples count alike; {run.dataset} has weights", ""
-        problem = getattr(module, "problem", None)
+        problem = getattr(kind_module("transfers", kind), "problem", None)
         if problem is not None and (reason := problem(run.transfer, features, dataset)):
             yield f"params.yaml: runs.{name}: {reason}", ""
     for dataset_name, run_name in params.compare.references.items():

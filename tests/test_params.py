@@ -395,8 +395,9 @@ def test_label_budgets_are_for_one_class_of_each_image(tmp_path: Path) -> None:
 def test_a_kind_that_lets_all_count_alike_refuses_weights(tmp_path: Path) -> None:
     weighted = ("group: module", "group: module, weight: type")
     assert read(tmp_path, weighted).datasets["cells"].weight == "type"
+    read(tmp_path, weighted, ("{kind: logistic, C: 1.0}", "{kind: majority}"))
     assert problems(tmp_path, weighted, ("{kind: logistic, C: 1.0}", "{kind: knn}")) == [
-        "runs.probe: kind knn lets all samples count alike; cells has weights"
+        "runs.probe: kind knn lets all samples count alike; its data set has weights: take another kind"
     ]
 
 

@@ -18,11 +18,12 @@ import numpy as np
 from pydantic import Field
 
 from stages.params import OneOrMany
-from stages.transfers.shared.shallow import Head, ShallowModel, ShallowParams, fit_shallow, unit_length
+from stages.transfers.shared.shallow import Head, ShallowModel, ShallowParams, fit_shallow, unit_length, weights_refused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from stages.params import Dataset, Features
     from stages.transfers import TrainingData
     from stages.transfers.shared.shallow import Floats, Indices, Rows, Setting, Singles
 
@@ -78,6 +79,11 @@ class Neighbours(Head):
 
 
 load = Neighbours.load
+
+
+def problem(params: Params, features: Features, dataset: Dataset) -> str | None:  # noqa: ARG001 - as each kind is asked
+    """Return that weights are refused, where a data set has them."""
+    return weights_refused(params, dataset)
 
 
 def fit(params: Params, data: TrainingData, seed: int) -> ShallowModel:

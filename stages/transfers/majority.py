@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from stages.params import Transfer
-from stages.transfers.shared.shallow import Head, Normalization, ShallowModel
+from stages.transfers.shared.shallow import Head, Normalization, ShallowModel, counts
 
 if TYPE_CHECKING:
     from stages.transfers import TrainingData
@@ -51,7 +51,8 @@ load = Constant.load
 
 def fit(params: Params, data: TrainingData, seed: int) -> ShallowModel:  # noqa: ARG001 - nothing here is random
     """Count the classes of the training and validation samples."""
-    labels = np.concatenate([data.training.labels, data.validation.labels])
-    share = np.bincount(labels, minlength=len(data.classes)) / len(labels)
+    parts = (data.training, data.validation)
+    labels, weights = np.concatenate([part.labels for part in parts]), counts(parts)
+    share = np.bincount(labels, weights, len(data.classes)) / weights.sum()
     facts = {"kind": params.kind, "classes": data.classes, "views": "identity", "normalize": "none", "chosen": {}}
     return ShallowModel(facts, Normalization("none"), Constant(np.log(share)))

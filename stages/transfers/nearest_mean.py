@@ -17,9 +17,10 @@ import numpy as np
 from pydantic import Field
 
 from stages.transfers.shared.platt import calibrate
-from stages.transfers.shared.shallow import Linear, ShallowModel, ShallowParams, fit_shallow
+from stages.transfers.shared.shallow import Linear, ShallowModel, ShallowParams, fit_shallow, weights_refused
 
 if TYPE_CHECKING:
+    from stages.params import Dataset, Features
     from stages.transfers import TrainingData
     from stages.transfers.shared.shallow import Floats, Indices, Rows, Setting
 
@@ -34,6 +35,11 @@ class Params(ShallowParams):
 
 
 load = Linear.load
+
+
+def problem(params: Params, features: Features, dataset: Dataset) -> str | None:  # noqa: ARG001 - as each kind is asked
+    """Return that weights are refused, where a data set has them."""
+    return weights_refused(params, dataset)
 
 
 def fit(params: Params, data: TrainingData, seed: int) -> ShallowModel:

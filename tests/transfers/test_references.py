@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,9 @@ def test_majority_gives_the_shares_of_training_and_validation() -> None:
     validation = Part(data.validation.activations, np.zeros(60, np.int64), data.validation.targets, None)
     found = fit("majority", TrainingData(data.classes, training, validation)).predict_proba(test.activations)
     np.testing.assert_allclose(found, np.tile([80 / 180, 100 / 180], (120, 1)), rtol=1e-12)
+    heavy = replace(training, weights=np.where(labels == 1, 3.0, 1.0))
+    found = fit("majority", TrainingData(data.classes, heavy, validation)).predict_proba(test.activations)
+    np.testing.assert_allclose(found, np.tile([80 / 380, 300 / 380], (120, 1)), rtol=1e-12)
 
 
 def test_mlp_keeps_the_epoch_of_lowest_validation_loss(two_classes: Data) -> None:

@@ -31,6 +31,7 @@ from stages.params import Transfer, suggest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from stages.params import Dataset
     from stages.transfers import Part, TrainingData
 
     Floats = NDArray[np.float64]
@@ -216,6 +217,13 @@ def choose_views(activations: Singles, views: str) -> Singles:
 def counts(parts: Sequence[Part]) -> Floats:
     """Return how much each sample of some parts counts, one after the other."""
     return np.concatenate([np.ones(len(p.labels)) if p.weights is None else p.weights for p in parts])
+
+
+def weights_refused(params: ShallowParams, dataset: Dataset) -> str | None:
+    """Return why a kind to which a sample's weight means nothing cannot take a data set that has weights."""
+    if dataset.weight is None:
+        return None
+    return f"kind {params.kind} lets all samples count alike; its data set has weights: take another kind"
 
 
 def class_weights(wanted: str | Mapping[str, float], parts: Sequence[Part], classes: Sequence[str]) -> Floats:
