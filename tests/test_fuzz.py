@@ -26,6 +26,7 @@ from stages.samples.table import read_samples
 from stages.samples.thumbnails import thumbnail
 from stages.sources._raw import Found, write_images
 from tests.conftest import cell_files
+from tests.samples.heic import HEIC
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = (ROOT / "params.yaml").read_text()
@@ -143,8 +144,9 @@ def images() -> dict[str, bytes]:
         "ppm": (colour, "PPM", {}),
         "pcx": (colour, "PCX", {}),
         "tga": (colour, "TGA", {}),
+        "avif": (colour, "AVIF", {}),
     }
-    found = {}
+    found = {"heic": HEIC}
     for name, (image, form, keys) in made.items():
         content = io.BytesIO()
         image.save(content, form, **keys)

@@ -7,6 +7,7 @@ lock while it decodes and resizes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import warnings
@@ -31,7 +32,7 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """What is decoded, by Pillow's names. Others are refused: Pillow would start Ghostscript for EPS, for one."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -79,6 +80,10 @@ def decode(content: bytes, at_least: int = 0) -> Image.Image:
 def _formats() -> tuple[str, ...]:
     """Return those of FORMATS that this Pillow can decode, and silence its warnings, which name no file."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    with contextlib.suppress(ImportError):  # where a model is served it may not be installed
+        import pi_heif
+
+        pi_heif.register_heif_opener()
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 

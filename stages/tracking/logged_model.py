@@ -23,6 +23,7 @@ REQUIREMENTS = (
     "onnxruntime",
     "onnxscript",
     "pandas",
+    "pi-heif",
     "pillow",
     "pyarrow",
     "pydantic",

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from stages.params import SYMMETRIES
 from stages.samples.decoding import BadImage, apply_view, decode, pixel_hash, to_array, to_arrays
 from stages.threads import in_threads
+from tests.samples.heic import HEIC
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 
@@ -107,6 +108,13 @@ def test_every_kind_of_file_is_read(kind: str) -> None:
     found = decode(saved(image, kind))
     assert (found.mode, found.size) == ("RGB", (120, 80))
     assert np.abs(np.asarray(found, np.int16) - np.asarray(image)).mean() < 12  # GIF has 256 colours, JPEG has losses
+
+
+def test_a_telephones_heic_is_read() -> None:
+    image = decode(HEIC)
+    assert (image.mode, image.size) == ("RGB", (64, 48))
+    for place, colour in {(10, 10): (255, 0, 0), (10, 40): (255, 255, 255), (50, 10): (0, 0, 255)}.items():
+        assert image.getpixel(place) == pytest.approx(colour, abs=3)
 
 
 def test_printing_colours_become_those_of_a_screen() -> None:
