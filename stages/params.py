@@ -76,7 +76,7 @@ class Label(Entry):
     threshold: float | Annotated[list[float], Field(min_length=1)] | None = Field(
         None,
         description="makes two classes of a number: below the threshold, and at least the threshold; several "
-        "thresholds make one more than there are; of several columns each is a label from the threshold on",
+        "thresholds, n of them, make n + 1 classes; of several columns each is a label from the threshold on",
     )
     soft: str | dict[str, str] | None = Field(
         None,
@@ -130,7 +130,7 @@ class Split(Entry):
         [], description="columns whose values are spread evenly over the parts; the label when the list is empty"
     )
     repeats: int = Field(
-        1, ge=1, description="how many splits; the test parts rotate, so repeats times test is a whole number, or 1"
+        1, ge=1, description="how many splits: one, or as many as make repeats times test whole, as test parts rotate"
     )
     seed: int = Field(0, ge=0, le=MOST_SEED, description="seed of the split")
 
@@ -581,7 +581,7 @@ def _introduction(model: type[BaseModel]) -> list[str]:
 
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
     for name, field in model.model_fields.items():
-        if _is_model(field.annotation):
+        if _is_model(field.annotation) and model is not Params:  # whose levels have tables of their own
             yield from _rows(typing.cast("type[BaseModel]", field.annotation), f"{prefix}{name}.")
         else:
             default = "required" if field.is_required() else f"`{_shown(field.default)}`"

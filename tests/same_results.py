@@ -26,14 +26,16 @@ def differences() -> tuple[int, list[str]]:
     names = subprocess.run(
         ["git", "ls-files", "reports/runs/*/metrics.json"], text=True, capture_output=True, check=True
     ).stdout.split()
-    lines, count = [], 0
+    runs, lines, count = read_params().runs, list[str](), 0
     for name in names:
+        run = runs.get(Path(name).parent.name)
+        if run is None:  # of an earlier params.yaml
+            continue
         committed = json.loads(
             subprocess.run(["git", "show", f"HEAD:{name}"], text=True, capture_output=True, check=True).stdout
         )
         computed = json.loads(Path(name).read_text())
-        kind = read_params().runs[Path(name).parent.name].transfer.kind
-        trained = getattr(kind_module("transfers", kind), "STREAMS", False)
+        trained = getattr(kind_module("transfers", run.transfer.kind), "STREAMS", False)
         for figure, tolerance in (NETWORKS if trained else TOLERANCE).items():
             count += 1
             before, now = committed[figure], computed[figure]

@@ -4,7 +4,7 @@ What lies below stays frozen, so its output is computed once and stored; an epoc
 is trained is told in shared/training.py. Yosinski et al., NeurIPS 2014, arXiv:1411.1792, on how much the layers carry
 over; Kumar et al., ICLR 2022, arXiv:2202.10054, on starting from a linear probe.
 
-    runs: {finetune: {dataset: cells, features: lite0-b3, transfer: {kind: fine_tune, epochs: 12}}}
+    runs: {finetune: {dataset: cells, features: lite0-b4, transfer: {kind: fine_tune, epochs: 12}}}
 """
 
 from __future__ import annotations

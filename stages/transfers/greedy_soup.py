@@ -4,7 +4,7 @@ The members differ in step size and in the order of images. The best on validati
 good to bad, stays where the average with it is no worse. The result is one network, and predicts at the price of one.
 Wortsman et al., ICML 2022, arXiv:2203.05482, recipe 1; validated by log loss, as few images tell accuracies apart.
 
-    runs: {soup: {dataset: cells, features: lite0-b3, transfer: {kind: greedy_soup, step_sizes: [0.5, 1.0, 2.0]}}}
+    runs: {soup: {dataset: cells, features: lite0-b4, transfer: {kind: greedy_soup, step_sizes: [0.5, 1.0, 2.0]}}}
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Weight decay slowly forgets what was transferred; a penalty on the distance from
 takes the place of weight decay, and matters most where labels are few. Li, Grandvalet and Davoine, ICML 2018,
 arXiv:1802.01483, section 3.
 
-    runs: {few-labels: {dataset: cells, features: lite0-b3, transfer: {kind: l2_sp, alpha: 0.1, beta: 0.01}}}
+    runs: {few-labels: {dataset: cells, features: lite0-b4, transfer: {kind: l2_sp, alpha: 0.1, beta: 0.01}}}
 """
 
 from __future__ import annotations

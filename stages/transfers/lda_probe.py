@@ -34,7 +34,8 @@ class Params(WeightedParams):
     kind: Literal["lda_probe"] = Field(description="linear discriminant analysis as a reduction, then a linear probe")
     shrinkage: Shrinkage = shrinkage_field()
     C: OneOrMany[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        [1.0], description="how much the samples count against the penalty on the probe's weights"
+        [1.0],
+        description="how much samples count against the probe's penalty; the larger, the less regularised",
     )
 
 

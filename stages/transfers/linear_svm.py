@@ -43,7 +43,8 @@ class Params(WeightedParams):
 
     kind: Literal["linear_svm"] = Field(description="a linear support vector machine")
     C: OneOrMany[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        [0.0001, 0.001, 0.01], description="cost of a sample on the wrong side of its margin"
+        [0.0001, 0.001, 0.01],
+        description="cost of a sample on the wrong side of its margin; the larger, the less regularised",
     )
 
 

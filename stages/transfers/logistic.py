@@ -27,7 +27,8 @@ class Params(WeightedParams):
 
     kind: Literal["logistic"] = Field(description="logistic regression, the linear probe")
     C: OneOrMany[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        [0.0001, 0.001, 0.01, 0.1, 1.0], description="how much the samples count against the penalty on the weights"
+        [0.0001, 0.001, 0.01, 0.1, 1.0],
+        description="how much the samples count against the penalty on the weights; the larger, the less regularised",
     )
 
 

@@ -4,7 +4,7 @@ Of the weights at the start w0 (the linear probe on what was transferred) and at
 (1 - alpha) w0 + alpha w1, batch norm's statistics included; alpha is chosen on validation. What was transferred is
 forgotten less, which shows on images unlike those of training. Wortsman et al., CVPR 2022, arXiv:2109.01903, section 3.
 
-    runs: {wise: {dataset: cells, features: lite0-b3, transfer: {kind: wise_ft, alpha: [0.5, 1.0]}}}
+    runs: {wise: {dataset: cells, features: lite0-b4, transfer: {kind: wise_ft, alpha: [0.5, 1.0]}}}
 """
 
 from __future__ import annotations

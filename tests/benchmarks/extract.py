@@ -1,9 +1,8 @@
 """How fast extract is, and how much memory it takes, as Markdown for docs/benchmarks.md.
 
-    python -m tests.benchmarks.extract [speed] [memory] [limit]        these three when none is named: about 20 minutes
-    python -m tests.benchmarks.extract int8
-    python -m tests.benchmarks.extract incremental                     about 5 minutes
-    python -m tests.benchmarks.extract photographs
+    python -m tests.benchmarks.extract [PART] ...       about half an hour where no part is named
+
+PART is speed (10 minutes), memory (10 minutes), limit, int8, incremental (5 minutes) or photographs:
 
 speed    The whole stage as a process against the obvious loop as a process: the same 2,624 cells and network, in pairs,
          one after the other. Seconds swing with what else the machine does, core seconds less.
@@ -319,7 +318,7 @@ def main() -> None:
     # A process inherits the peak of the one that starts it, so torch comes into this one last.
     parts = {"speed": speed, "memory": memory, "incremental": incremental, "photographs": photographs}
     parts |= {"limit": limit, "int8": int8}
-    wanted = sys.argv[1:] or ["speed", "memory", "limit"]
+    wanted = sys.argv[1:] or list(parts)
     for name in wanted:
         if name not in parts:
             raise UserError(f"{name} is no part of this benchmark; known: {', '.join(parts)}")

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Costs: TypeAlias = Annotated[OneOrMany[Positive], Field(description="cost of a sample on the wrong side of its margin")]
+Costs: TypeAlias = Annotated[
+    OneOrMany[Positive],
+    Field(description="cost of a sample on the wrong side of its margin; the larger, the less regularised"),
+]
 Gammas: TypeAlias = Annotated[
     OneOrMany[Positive],
     Field(description="narrowness of the kernel, in units of 1 / (features x their variance)"),

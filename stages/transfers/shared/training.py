@@ -109,9 +109,9 @@ class TrainingParams(Transfer):
         0.0,
         ge=0,
         lt=1,
-        description="share of images for which the uppermost residual block is skipped, lower ones less",
+        description="share of images for which the uppermost residual block is skipped; lower blocks less often",
     )
-    clip: float = Field(1.0, ge=0, description="largest length of the gradient; 0: as long as it is")
+    clip: float = Field(1.0, ge=0, description="largest length of the gradient; 0: no limit")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="number format of the training's products")
     refit: bool = Field(
         False, description="train again on training and validation together, once the epoch is chosen: twice the time"
