@@ -59,10 +59,23 @@ def _temporary(path: Path, pid: int | str) -> Path:
     return path.with_name(f".{os.fsdecode(name)}.tmp-{pid}")
 
 
+def _left_over(path: Path) -> Iterator[Path]:
+    """Yield what killed processes left of writing `path`."""
+    for temporary in path.parent.glob(glob.escape(_temporary(path, "").name) + "*"):
+        process = writer_of(temporary)
+        if process is not None and (process == os.getpid() or not is_running(process)):
+            yield temporary
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to, and rename it to `path` when the block ends well."""
+    """Give a temporary path beside `path` to write to, and rename it to `path` when the block ends well.
+
+    What a killed process left there under a temporary name is removed first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in _left_over(path):
+        left_over.unlink(missing_ok=True)
     temporary = _temporary(path, os.getpid())
     try:
         yield temporary
@@ -78,10 +91,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     What a killed process left there under a temporary name is removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in path.parent.glob(glob.escape(_temporary(path, "").name) + "*"):
-        process = writer_of(left_over)
-        if process is not None and (process == os.getpid() or not is_running(process)):
-            shutil.rmtree(left_over)
+    for left_over in _left_over(path):
+        shutil.rmtree(left_over)
     temporary, before = _temporary(path, os.getpid()), _temporary(path, f"before-{os.getpid()}")
     temporary.mkdir()
     try:

@@ -84,6 +84,9 @@ def test_a_killed_writer_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     """
     run_and_kill(program, tmp_path)
     assert (tmp_path / "a.txt").read_text() == "before"
+    assert len(names(tmp_path)) == 2
+    write_text(tmp_path / "a.txt", "after")
+    assert names(tmp_path) == ["a.txt"]
 
 
 def test_a_folder_replaces_the_old_one_when_it_is_whole(tmp_path: Path) -> None:
