@@ -241,6 +241,30 @@ def test_work_of_another_machine_is_left_alone_until_it_is_old(
     assert client.get_run(theirs.info.run_id).info.lifecycle_stage == "deleted"
 
 
+def test_work_that_a_machine_with_a_fast_clock_takes_for_given_up_waits_and_is_made_again(
+    results: Results, publish: Publish, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.add("probe", A)
+
+    def meanwhile_deleted(client: Any, experiment: str, run: str, entry: Path, result: Any) -> str:
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(runs, "HOURS_UNTIL_ABANDONED", -1)
+            elsewhere.setattr(runs, "_mark", lambda fingerprint: f"{fingerprint} elsewhere")
+            runs._delete_half_made(client, experiment, A)
+        return original(client, experiment, run, entry, result)
+
+    original = runs.log_model
+    with monkeypatch.context() as here:
+        here.setattr(runs, "log_model", meanwhile_deleted)
+        assert not publish()
+    (warning,) = warnings(capsys)
+    assert "; 1 result waits in " in warning
+    assert publish()
+    (parent,) = results.parents()
+    assert (parent["status"], parent["tags"]["fingerprint"]) == ("FINISHED", A)
+    assert len(results.children(parent)) == 2
+
+
 def test_of_two_machines_that_publish_at_once_the_first_stays(
     results: Results, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
