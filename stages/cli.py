@@ -11,6 +11,9 @@ from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO)
+"""What the system also says of a file that is open already, without its name."""
+
 
 class UserError(Exception):
     """Something that a user can mend. The message says where, what was found and what to do.
@@ -29,6 +32,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def told(error: OSError) -> str:
+    """Say in one line what the system says about which file."""
+    name = error.filename2 or error.filename
+    name = os.fsdecode(name) if isinstance(name, str | bytes) else "a file"
+    return f"{printable(name)} cannot be written or read: {printable(error.strerror or str(error))}"
+
+
 def guard(function: Callable[[], Any]) -> NoReturn:
     """Call a function and leave the program: 0 when it returns, 2 and one line for what a user can mend."""
     try:
@@ -40,9 +50,9 @@ def guard(function: Callable[[], Any]) -> NoReturn:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.filename is None and error.errno not in _OF_THE_DISK:
             raise
-        print(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}", file=sys.stderr)
+        print(told(error), file=sys.stderr)
         sys.exit(2)
     except Exception as error:
         # What is written by a library in Rust or C++ tells of a full disk in an error of its own.

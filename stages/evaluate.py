@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.cli import UserError, run_stage
+from stages.cli import UserError, printable, run_stage
 from stages.files import COSTS, EVALUATIONS, MODELS, PREPARED, new_folder, read_json, write_table
 from stages.params import Run
 from stages.samples.labels import names
@@ -32,7 +32,7 @@ from stages.scoring.metrics import Floats, Integers, Outcomes
 from stages.scoring.plots import draw_pictures, most_confident_mistakes, plot_rows
 from stages.scoring.records import Record, flat, outcomes_table, write_record
 from stages.scoring.wording import FIGURE_NAMES
-from stages.store.activations import FeatureStore, read_features
+from stages.store.activations import FeatureStore, check_finite, read_features
 from stages.store.models import Model, read_model
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def evaluate(name: str, entry: Run) -> None:
         outcomes=outcomes,
     )
     write_record(record, plots)
-    print(summary(record, figures))
+    print(printable(summary(record, figures)))
 
 
 def curve(
@@ -124,8 +124,8 @@ def predict(
 
 
 def predict_test(model: Model, samples: Samples, features: FeatureStore, part: Integers) -> Floats:
-    """Return the probabilities (n, classes) that a model gives to some samples."""
-    hashes = samples.image_hashes
+    """Return the probabilities (n, classes) that a model gives to some samples; raises as `check_finite` does."""
+    hashes, all_names = samples.image_hashes, samples.table["sample"].to_pylist()
     rows = features.rows([hashes[row] for row in part])
     if (rows < 0).any():
         raise UserError(
@@ -133,7 +133,11 @@ def predict_test(model: Model, samples: Samples, features: FeatureStore, part: I
             f"{samples.name}: run `dvc repro`"
         )
     size = max(1, BATCH_BYTES // (4 * len(features.views) * int(np.prod(features.shape))))
-    batches = [model.predict_proba(features.read(rows[i : i + size])) for i in range(0, len(rows), size)]
+    batches = []
+    for i in range(0, len(rows), size):
+        activations = features.read(rows[i : i + size])
+        check_finite(activations, features.folder, [all_names[row] for row in part[i : i + size]], features.views)
+        batches.append(model.predict_proba(activations))
     return np.concatenate(batches)
 
 

@@ -5,6 +5,7 @@ A reader therefore finds a whole file or none, whatever moment a writer was kill
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -28,6 +29,8 @@ EVALUATIONS = DATA / "evaluations"
 COSTS = DATA / "costs"
 REPORTS = Path("reports")
 SECONDS_BEFORE_SAYING_SO = 2
+LONGEST_NAME = 220
+"""Bytes of a name that is written under a temporary one: file systems take 255, the number of a process included."""
 LEARNED = "learned.parquet"
 """In a folder with a network that was trained here: what images it has learned from, by their pixels."""
 
@@ -48,11 +51,32 @@ def hash_json(value: Any) -> str:
     return hash_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
 
 
+def _temporary(path: Path, pid: int | str) -> Path:
+    """Return the name under which a process writes `path`: beside it, and no longer than file systems take."""
+    name = os.fsencode(path.name)
+    if len(name) > LONGEST_NAME:
+        name = name[: LONGEST_NAME - 16].decode(errors="ignore").encode() + hash_bytes(name)[:16].encode()
+    return path.with_name(f".{os.fsdecode(name)}.tmp-{pid}")
+
+
+def _left_over(path: Path) -> Iterator[Path]:
+    """Yield what killed processes left of writing `path`."""
+    for temporary in path.parent.glob(glob.escape(_temporary(path, "").name) + "*"):
+        process = writer_of(temporary)
+        if process is not None and (process == os.getpid() or not is_running(process)):
+            yield temporary
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to, and rename it to `path` when the block ends well."""
+    """Give a temporary path beside `path` to write to, and rename it to `path` when the block ends well.
+
+    What a killed process left there under a temporary name is removed first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    for left_over in _left_over(path):
+        left_over.unlink(missing_ok=True)
+    temporary = _temporary(path, os.getpid())
     try:
         yield temporary
         os.replace(temporary, path)
@@ -67,19 +91,21 @@ def new_folder(path: Path) -> Iterator[Path]:
     What a killed process left there under a temporary name is removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in path.parent.glob(f".{path.name}.tmp-*"):
-        process = left_over.name.rpartition("-")[2]
-        if process.isdecimal() and (int(process) == os.getpid() or not _is_running(int(process))):
-            shutil.rmtree(left_over)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    for left_over in _left_over(path):
+        shutil.rmtree(left_over)
+    temporary, before = _temporary(path, os.getpid()), _temporary(path, f"before-{os.getpid()}")
     temporary.mkdir()
     try:
         yield temporary
         if path.exists():
-            shutil.rmtree(path)
+            try:
+                path.rename(before)  # removed where it is, it would for a moment be there and lack files
+            except OSError:  # a container's lower layer cannot be renamed
+                shutil.rmtree(path)
         temporary.rename(path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in (temporary, before):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -100,7 +126,14 @@ def locked(path: Path, waits_for: str) -> Iterator[None]:
         lock.release()
 
 
-def _is_running(pid: int) -> bool:
+def writer_of(temporary: Path) -> int | None:
+    """Return the number of the process that writes, or wrote, under a temporary name; None where it has none."""
+    process = temporary.name.rpartition("-")[2]
+    return int(process) if process.isdecimal() else None
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of that number lives on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -122,16 +155,24 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file that a stage has written; raises UserError when it is not there."""
+    """Read a JSON file that a stage has written; raises UserError when it is not there or not whole."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise missing(path) from None
+    except ValueError as error:
+        raise damaged(path, error) from None
 
 
 def missing(path: Path) -> UserError:
     """Return the error for a file of an earlier stage that is not there."""
     return UserError(f"{path} is not there: run `dvc repro`, or `dvc pull` what another clone has computed")
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """Return the error for a file of an earlier stage that is there and cannot be read."""
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return UserError(f"{path} cannot be read ({reason}): run `dvc checkout` or `dvc repro`")
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -143,7 +184,8 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file that a stage has written; raises UserError when it is not there."""
+    """Read a Parquet file that a stage has written; raises UserError when it is not there or not whole."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
@@ -151,6 +193,8 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
             return file.read(columns=columns)
     except FileNotFoundError:
         raise missing(path) from None
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(path, error) from None
 
 
 def link_or_copy(source: Path, target: Path) -> None:

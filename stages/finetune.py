@@ -36,7 +36,7 @@ from stages.files import (
 )
 from stages.params import kind_module
 from stages.samples.table import read_samples
-from stages.store.activations import read_features
+from stages.store.activations import check_finite, read_features
 from stages.store.cache import clocks, peak_memory_bytes
 from stages.store.location import cache_root
 from stages.store.models import write_model
@@ -245,26 +245,13 @@ def _read(
     if streams:
         step = max(1, CHECKED_BYTES // (4 * len(features.views) * int(np.prod(features.shape))))
         for i in range(0, len(at), step):
-            _check_finite(features.read(at[i : i + step]), features.folder, own_names[i : i + step], features.views)
+            check_finite(features.read(at[i : i + step]), features.folder, own_names[i : i + step], features.views)
         # It is read like an array by those that stream, and they are the only ones to see it.
         stored = cast("NDArray[np.float32]", features.stored(at))
         return Part(stored, samples.labels[rows], samples.targets[rows], own, weights)
     activations = features.read(at, views)
-    _check_finite(activations, features.folder, own_names, views or features.views)
+    check_finite(activations, features.folder, own_names, views or features.views)
     return Part(activations, samples.labels[rows], samples.targets[rows], own, weights)
-
-
-def _check_finite(activations: NDArray[np.float32], folder: Path, samples: list[str], views: list[str]) -> None:
-    finite = np.isfinite(activations)
-    if finite.all():
-        return
-    bad = np.argwhere(~finite.reshape(*activations.shape[:2], -1))
-    image, view, number = bad[0]
-    raise UserError(
-        f"{folder}: {len(bad)} activations of {len(np.unique(bad[:, 0]))} images are not finite, the first is number "
-        f"{number} of the view {views[view]} of {samples[image]}: look at that image and at the weights, "
-        "and with dtype: float16 use float32"
-    )
 
 
 def _write(folder: Path, model: Model, features: FeatureStore) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.cli import UserError, run_stage, warn
+from stages.cli import UserError, printable, run_stage, warn
 from stages.files import PREPARED, new_folder, write_table
 from stages.params import Dataset, suggest
 from stages.samples.checking import Checked, check_images
@@ -208,7 +208,8 @@ def tell(name: str, table: pa.Table, labels: Labels, rejected: pa.Table) -> None
     """Say in a line what was prepared, and in a line of warning each what a person should look at."""
     counts = labels.counts
     classes = ", ".join(f"{count:,} {name}" for name, count in zip(labels.classes, counts, strict=True))
-    print(f"{name}: {table.num_rows:,} samples: {classes if len(counts) <= 10 else f'{len(counts)} classes'}")
+    classes = classes if len(counts) <= 10 else f"{len(counts)} classes"
+    print(printable(f"{name}: {table.num_rows:,} samples: {classes}"))
     if rejected.num_rows:
         first = rejected.slice(0, 1).to_pylist()[0]
         warn(

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stages.cli import UserError, guard, warn
+from stages.cli import UserError, guard, told, warn
 from stages.params import Params, read_params
 from stages.tracking import outbox
 from stages.tracking.results import current_results, describe, missing_outputs
@@ -101,6 +101,7 @@ def _fill_outbox(params: Params, results: Results, fetch: bool) -> list[str]:
         if lacking:
             what = ", ".join(map(str, sorted({path for paths in lacking.values() for path in paths})))
             warn(f"not published: {', '.join(lacking)}; {what} cannot be had from DVC ({reason}): run `dvc repro`")
+    left = list(ready.values())
     for fingerprint, name in ready.items():
         names = [name, *(other for other in results[fingerprint] if other != name)]
         try:
@@ -108,6 +109,10 @@ def _fill_outbox(params: Params, results: Results, fetch: bool) -> list[str]:
         except UserError as error:
             warn(f"not published: {name}; {error}")
             lacking[name] = []
+        except OSError as error:  # the disk: those that come after would fare no better
+            warn(f"not published: {', '.join(left)}; {told(error)}")
+            return [*lacking, *left]
+        left.remove(name)
     return list(lacking)
 
 
@@ -175,6 +180,9 @@ def main() -> None:
         complete = publish(params)
     except (UserError, KeyboardInterrupt):
         raise
+    except OSError as error:
+        warn(f"not published: {told(error)}")
+        complete = False
     except Exception:
         if strict:
             raise

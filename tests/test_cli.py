@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,6 +59,37 @@ def test_a_file_name_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "photos/\\x1b[2J\\r.jpg cannot be read\n"
     warn("a\nb\x07")
     assert capsys.readouterr().err == "warning: a\\nb\\x07\n"
+
+
+@pytest.mark.parametrize("number", ["ENAMETOOLONG", "ELOOP", "EIO", "ENOTDIR", "EMFILE", "EISDIR", "ENOSPC", "EROFS"])
+def test_what_the_system_says_of_a_file_ends_in_2_and_one_line(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = getattr(errno, number)
+    assert leave(failing(OSError(code, os.strerror(code), "photos/a\nb\x1b[2J.png"))) == 2
+    expected = f"photos/a\\nb\\x1b[2J.png cannot be written or read: {os.strerror(code)}\n"
+    assert capsys.readouterr() == ("", expected)
+
+
+def test_a_loop_of_links_and_a_name_that_is_too_long_end_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (tmp_path / "loop", tmp_path / ("x" * 300)):
+        assert leave(path.read_bytes) == 2
+        assert capsys.readouterr().err.startswith(f"{path} cannot be written or read: ")
+
+
+def test_a_renaming_that_fails_names_what_was_to_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "new").write_text("file")
+    (tmp_path / "old").mkdir()
+    assert leave(lambda: (tmp_path / "new").rename(tmp_path / "old")) == 2
+    assert capsys.readouterr().err == f"{tmp_path / 'old'} cannot be written or read: Is a directory\n"
+
+
+def test_an_error_of_the_system_that_is_about_no_file_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        guard(failing(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")))
+    assert leave(failing(OSError(errno.EIO, "Input/output error"))) == 2
+    assert capsys.readouterr().err == "a file cannot be written or read: Input/output error\n"
 
 
 def test_letters_of_all_languages_are_printable() -> None:

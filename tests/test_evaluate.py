@@ -141,6 +141,21 @@ def test_each_repeat_s_model_predicts_that_repeat_s_test_images(
         assert np.mean(record.truth[record.repeats == repeat] == int(p > 0.5)) == np.mean(right)
 
 
+def test_test_images_whose_features_are_no_numbers_are_counted_and_the_first_is_named(samples: Samples) -> None:
+    path = Path("data/features/plain/activations-00000.npy")
+    features = FeatureStore(path.parent)
+    tested = samples.part(0, "test")[[3, 5]]
+    rows = features.rows([samples.image_hashes[row] for row in tested])
+    values = np.load(path)
+    values[rows[0]], values[rows[1]] = np.nan, -np.inf
+    np.save(path, values)
+    name = samples.table["sample"][int(tested[0])].as_py()
+    message = f"data/features/plain: 2 activations of 2 images are not finite, .* of the view identity of {name}: look"
+    with pytest.raises(UserError, match=message):
+        evaluate("svm", RUN)
+    assert not Path("data/evaluations/svm").exists()
+
+
 def test_figures_are_means_over_repeats_of_what_scikit_learn_finds_in_the_predictions(samples: Samples) -> None:
     evaluate("svm", RUN)
     found = predictions()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +84,9 @@ def test_a_killed_writer_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     """
     run_and_kill(program, tmp_path)
     assert (tmp_path / "a.txt").read_text() == "before"
+    assert len(names(tmp_path)) == 2
+    write_text(tmp_path / "a.txt", "after")
+    assert names(tmp_path) == ["a.txt"]
 
 
 def test_a_folder_replaces_the_old_one_when_it_is_whole(tmp_path: Path) -> None:
@@ -146,6 +150,69 @@ def test_what_another_running_writer_is_writing_is_left_alone(tmp_path: Path) ->
     with new_folder(tmp_path / "out"):
         pass
     assert other.is_dir()
+
+
+def test_a_folder_is_never_there_with_files_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with new_folder(tmp_path / "out") as folder:
+        write_text(folder / "one", "1")
+    seen = []
+
+    def remove(path: Path, ignore_errors: bool = False) -> None:
+        seen.append(names(tmp_path / "out"))
+        rmtree(path, ignore_errors)
+
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    with new_folder(tmp_path / "out") as folder:
+        write_text(folder / "two", "2")
+    assert seen
+    assert all(found == ["two"] for found in seen)
+
+
+def test_a_folder_that_cannot_be_renamed_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So it is in a container whose image holds the folder: OverlayFS answers EXDEV.
+    with new_folder(tmp_path / "out") as folder:
+        write_text(folder / "one", "1")
+    original = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self == tmp_path / "out":
+            raise OSError(18, "Invalid cross-device link", str(self))
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with new_folder(tmp_path / "out") as folder:
+        write_text(folder / "two", "2")
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["two"]
+
+
+@pytest.mark.parametrize("length", [200, 221, 255])
+@pytest.mark.parametrize("letter", ["x", "\u00fc", "\U0001f31e"])
+def test_names_as_long_as_file_systems_take_can_be_written(letter: str, length: int, tmp_path: Path) -> None:
+    name = (letter * length).encode()[: length - 1].decode(errors="ignore")
+    one, two = (tmp_path / f"{name}{end}" for end in "12")
+    with new_file(one) as first, new_file(two) as second:
+        first.write_text("1")
+        second.write_text("2")
+    assert (one.read_text(), two.read_text()) == ("1", "2")
+    with new_folder(tmp_path / f"{name}f") as folder:
+        pass
+    folder.with_name(folder.name.replace(str(os.getpid()), "99999999")).mkdir()  # no system numbers so many processes
+    with new_folder(tmp_path / f"{name}f") as folder:
+        write_text(folder / "whole", "whole")
+    assert names(tmp_path) == sorted([one.name, two.name, f"{name}f"])
+
+
+@pytest.mark.parametrize("keep", [0, 1, 0.5, -1])
+def test_a_file_that_was_cut_off_is_named_with_what_to_do(keep: float, tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": "\u00fc" * 20})
+    write_table(tmp_path / "a.parquet", pa.table({"a": [1, 2, 3]}))
+    for path, read in ((tmp_path / "a.json", read_json), (tmp_path / "a.parquet", read_table)):
+        content = path.read_bytes().rstrip()
+        path.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
+        with pytest.raises(UserError, match=rf"^{path} cannot be read \(.+\): run `dvc checkout` or `dvc repro`$"):
+            read(path)
 
 
 def test_json_keeps_its_order_and_every_letter(tmp_path: Path) -> None:

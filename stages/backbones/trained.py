@@ -8,11 +8,25 @@ that is built on it may be tested on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from stages.cli import UserError
-from stages.files import LEARNED, hash_file, hash_json, link_or_copy, missing, new_folder, read_json, write_json
+from stages.files import (
+    LEARNED,
+    damaged,
+    hash_file,
+    hash_json,
+    link_or_copy,
+    missing,
+    new_folder,
+    read_json,
+    write_json,
+)
 from stages.store.location import cache_root
+
+T = TypeVar("T")
 
 
 def backbone_folder(folder: Path) -> Path:
@@ -36,11 +50,11 @@ def backbone_folder(folder: Path) -> Path:
         raise UserError(f"{folder}: a model {why}, so it cannot be a backbone: name another run")
     if not (folder / LEARNED).is_file():
         raise missing(folder / LEARNED)
-    trained = hash_weights(model / "model.safetensors")
+    trained = _whole(model / "model.safetensors", hash_weights)
     inputs = [network["weights_hash"], trained, facts["above"]["cut"], classifier, hash_file(folder / LEARNED)]
     target = cache_root() / "trained" / hash_json(inputs)
     if not (target / "network.json").is_file():
-        tensors = load_file(model / "backbone.safetensors")
+        tensors = _whole(model / "backbone.safetensors", load_file)
         for name, tensor in load_file(model / "model.safetensors").items():
             part, _, own = name.partition(".")
             if part == "head":
@@ -60,3 +74,12 @@ def backbone_folder(folder: Path) -> Path:
             write_json(new / "network.json", whole)
             link_or_copy(folder / LEARNED, new / LEARNED)
     return target
+
+
+def _whole(path: Path, read: Callable[[Path], T]) -> T:
+    from safetensors import SafetensorError
+
+    try:
+        return read(path)
+    except SafetensorError as error:
+        raise damaged(path, error) from None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SIDE = 120  # pixels of an image on a sheet
 _GAP = 4  # pixels between two images
 _FONT_SIZE = 12
+_LONGEST = 160  # bytes of a file's name: file systems take 255 with what is added to them
 
 
 def fitted(image: Image.Image, side: int = SIDE) -> Image.Image:
@@ -76,6 +77,7 @@ def file_names(classes: Iterable[str]) -> dict[str, str]:
     taken: set[str] = set()
     for name in classes:
         stem = re.sub(r"[^\w.]+", "-", name).strip("-.")[:80] or "class"
+        stem = stem.encode()[:_LONGEST].decode(errors="ignore")
         number, candidate = 1, stem
         while candidate.casefold() in taken:
             number += 1

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from stages.cli import UserError
-from stages.files import new_file
+from stages.files import damaged, new_file
 from stages.samples.decoding import decode
 
 if TYPE_CHECKING:
@@ -65,16 +65,20 @@ def new_thumbnails(path: Path) -> Iterator[Callable[[str, bytes], None]]:
 
 
 def read_thumbnails(path: Path, samples: Sequence[str]) -> list[Image.Image]:
-    """Read the pictures of some samples, in the order asked for; raises UserError where the file is not there."""
+    """Read the pictures of some samples, in the order asked for; raises UserError where the file is not there whole."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.exists():
         raise UserError(f"{path} is not there: run `dvc repro prepare`, or `dvc pull` what another clone has computed")
-    with pq.ParquetFile(path) as file:
-        names = file.read(["sample"])["sample"].to_pylist()
-        place = {name: row for row, name in enumerate(names)}
-        rows = [place[sample] for sample in samples]
-        groups = sorted({row // _TOGETHER for row in rows})
-        jpegs = {group: file.read_row_group(group, ["jpeg"])["jpeg"] for group in groups}
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.read(["sample"])["sample"].to_pylist()
+            place = {name: row for row, name in enumerate(names)}
+            rows = [place[sample] for sample in samples]
+            groups = sorted({row // _TOGETHER for row in rows})
+            jpegs = {group: file.read_row_group(group, ["jpeg"])["jpeg"] for group in groups}
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(path, error) from None
     contents = [jpegs[row // _TOGETHER][row % _TOGETHER].as_py() for row in rows]
     return [decode(content) for content in contents]

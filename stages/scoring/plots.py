@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.cli import printable
 from stages.files import new_file
 from stages.scoring.metrics import CALIBRATION_BINS, LEAST_PRESENT, Floats, Outcomes, calibration_bin
 
@@ -285,4 +286,6 @@ def _draw_reliability(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _short(name: str, length: int = 28) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+    name = printable(name)
+    name = name if len(name) <= length else f"{name[: length - 1]}…"
+    return name.replace("$", r"\$")  # between two of them matplotlib reads mathematics

@@ -25,7 +25,17 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.cli import UserError
-from stages.files import FEATURES, LEARNED, link_or_copy, new_folder, read_json, read_table, write_json, write_table
+from stages.files import (
+    FEATURES,
+    LEARNED,
+    damaged,
+    link_or_copy,
+    new_folder,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
 
 SHARD_BYTES = 256_000_000
 """About the size of one file: few files for DVC, yet small enough to send one again when a transfer breaks."""
@@ -222,8 +232,8 @@ class FeatureStore:
         if path.name not in self._files:
             try:
                 self._files[path.name] = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path} cannot be read ({error}): run `dvc checkout` or `dvc repro`") from None
+            except (OSError, ValueError, EOFError) as error:
+                raise damaged(path, error) from None
         return self._files[path.name]
 
 
@@ -240,6 +250,20 @@ class StoredRows:
     def __getitem__(self, where: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
         rows, views = where
         return self._store._gather("activations", self._rows[rows], (1, *self._store.shape), views[:, None])[:, 0]
+
+
+def check_finite(activations: Array, folder: Path, samples: Sequence[str], views: Sequence[str]) -> None:
+    """Raise UserError when activations (n, views, *shape) of n samples are no numbers, naming the first of them."""
+    finite = np.isfinite(activations)
+    if finite.all():
+        return
+    bad = np.argwhere(~finite.reshape(*activations.shape[:2], -1))
+    image, view, number = bad[0]
+    raise UserError(
+        f"{folder}: {len(bad)} activations of {len(np.unique(bad[:, 0]))} images are not finite, the first is number "
+        f"{number} of the view {views[view]} of {samples[image]}: look at that image and at the weights, "
+        "and with dtype: float16 use float32"
+    )
 
 
 def read_features(name: str | Path) -> FeatureStore:

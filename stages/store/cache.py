@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.cli import warn
-from stages.files import hash_json, locked, new_file, write_json
+from stages.files import hash_json, is_running, locked, new_file, write_json, writer_of
 from stages.store.activations import Digests, to_digests
 from stages.store.location import cache_root
 
@@ -227,7 +227,9 @@ class ActivationCache:
         """
         for left_over in self.folder.glob(".*.tmp-*"):
             with suppress(FileNotFoundError):
-                if time.time() - left_over.stat().st_mtime > OLD_SECONDS:
+                writer, age = writer_of(left_over), time.time() - left_over.stat().st_mtime
+                # The clock may have jumped: what lives on this machine is never given up.
+                if age > OLD_SECONDS and (writer is None or not is_running(writer)):
                     left_over.unlink()
         return CacheWriter(self.folder, self._context, clock or clocks)
 

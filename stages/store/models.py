@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stages.cli import UserError
-from stages.files import new_file, read_json, write_json
+from stages.files import damaged, new_file, read_json, write_json
 from stages.params import kind_module, kinds
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def read_model(folder: Path) -> Model:
     try:
         arrays = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error}): run `dvc checkout` or `dvc repro`") from None
+        raise damaged(path, error) from None
     load = kind_module("transfers", facts["kind"]).load
     if "each" in facts:
         from stages.transfers.shared.several import load_each

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.cli import UserError, warn
 from stages.files import DATA, link_or_copy, new_folder, read_json, write_json
 from stages.store.location import shared_root
 from stages.tracking.store import join_names, split_names
@@ -77,6 +78,12 @@ def remove(entry: Path) -> None:
 
 
 def sweep() -> None:
-    """Remove what killed processes left half written or half removed."""
+    """Remove what killed processes left half written or half removed, and with a warning what a crash has cut off."""
     for left_over in outbox_folder().glob(".*"):
         shutil.rmtree(left_over, ignore_errors=True)
+    for entry in pending():
+        try:
+            read_json(entry / RESULT)
+        except UserError:
+            warn(f"{entry} is not whole and is removed: its result is published again while params.yaml names its run")
+            shutil.rmtree(entry)

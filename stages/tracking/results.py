@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.cli import UserError
-from stages.files import EVALUATIONS, MODELS, PREPARED, REPORTS, read_json
+from stages.files import EVALUATIONS, MODELS, PREPARED, REPORTS, damaged, read_json
 from stages.params import Params
 from stages.tracking.outbox import ARTIFACTS, CODE, MODEL
 from stages.tracking.store import experiment_prefix, join_names
@@ -46,12 +46,16 @@ def current_results(params: Params) -> tuple[dict[str, list[str]], list[str]]:
 
 
 def _reported_fingerprint(name: str) -> str | None:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path = REPORTS / "runs" / name / "outcomes.parquet"
     try:
-        metadata = pq.read_schema(REPORTS / "runs" / name / "outcomes.parquet").metadata
+        metadata = pq.read_schema(path).metadata
     except FileNotFoundError:
         return None
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(path, error) from None
     return str(json.loads(metadata[b"run"])["fingerprint"])
 
 
@@ -70,7 +74,7 @@ def missing_outputs(params: Params, name: str, fingerprint: str) -> list[Path]:
 def _read_run(name: str) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = read_json(MODELS / name / "run.json")
-    except (UserError, ValueError):
+    except UserError:
         return {}
     return facts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,12 @@ def test_the_trained_network_gives_what_its_parts_give(
     np.testing.assert_allclose(logits.softmax(1).numpy(), expected, rtol=1e-4, atol=1e-6)
     assert backbone_folder(run) == backbone.path.parent  # found again
     assert (backbone.path.parent / LEARNED).read_bytes() == (run / LEARNED).read_bytes()
+    shutil.rmtree(tmp_path / "cache")
+    for name in ("backbone.safetensors", "model.safetensors"):
+        path = run / "repeat-0" / name
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(UserError, match=rf"{name} cannot be read \(.*\): run `dvc checkout` or `dvc repro`"):
+            backbone_folder(run)
 
 
 def test_a_model_that_is_no_network_is_an_error_of_one_line(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import random
 import re
 import shutil
 import signal
@@ -132,38 +133,73 @@ def test_fresh_clone_with_a_remote_and_one_change_computes_only_that(finished: P
     assert set(leaderboard(clone)) == {"majority", "probe", "svm"}
 
 
-@pytest.mark.parametrize("stage", ["fetch photos", "prepare cells", "extract layers", "finetune svm", "evaluate svm"])
-def test_stage_killed_at_any_moment_leaves_nothing_that_is_taken_for_whole(stage: str, finished: Project) -> None:
-    whole = bytes_written(finished)
-    module, name = stage.split()
-    written = {
-        "fetch": "raw",
-        "prepare": "prepared",
-        "extract": "features",
-        "finetune": "models",
-        "evaluate": "evaluations",
-    }
-    folder = finished.path(f"data/{written[module]}/{name}")
-    shutil.rmtree(folder)
-    shutil.rmtree(finished.path(".transfer"), ignore_errors=True)
-    for delay in (0.3, 0.8, 1.3):
-        process = subprocess.Popen(
-            ["python", "-m", f"stages.{module}", name],
-            cwd=finished.root,
-            env=finished.environment(),
-            start_new_session=True,
-        )
-        time.sleep(delay)
+OUTPUTS = {
+    "fetch photos": ["data/raw/photos"],
+    "prepare cells": ["data/prepared/cells"],
+    "extract layers": ["data/features/layers"],
+    "finetune svm": ["data/models/svm"],
+    "evaluate svm": ["data/evaluations/svm", "reports/runs/svm"],
+    "compare": [
+        *("reports/report.html", "reports/leaderboard.csv", "reports/leaderboard.md"),
+        *("reports/comparisons.json", "reports/labels.csv", "reports/suspects.csv"),
+    ],
+}
+KILLS = 4
+"""Of each stage: of the six together, 24."""
+
+
+def files_of(project: Project, stage: str) -> dict[str, str]:
+    """Return a hash of each file that a stage has written."""
+    places = [project.path(output) for output in OUTPUTS[stage]]
+    files = [f for place in places for f in (place.rglob("*") if place.is_dir() else [place]) if f.is_file()]
+    return {str(f.relative_to(project.root)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def begin_anew(project: Project, stage: str) -> None:
+    """Remove what a stage has written, and the private cache."""
+    shutil.rmtree(project.path(".transfer/cache"), ignore_errors=True)
+    for place in map(project.path, OUTPUTS[stage]):
+        shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+
+
+def ended_within(project: Project, stage: str, seconds: float) -> int:
+    """Start a stage and kill it after some seconds, if it lives so long; returns its exit code."""
+    command = ["python", "-m", *f"stages.{stage}".split()]
+    process = subprocess.Popen(command, cwd=project.root, env=project.environment(), start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
-        if process.wait() == 0:
-            break
-        if folder.exists():  # killed between its last rename and its end
-            inside = f"{folder.relative_to(finished.root)}/"
-            assert within(inside, bytes_written(finished)) == within(inside, whole)
-            break
-    finished.run(f"python -m stages.{module} {name}", check=True)
+        return process.wait()
+
+
+def test_each_stage_killed_at_random_moments_leaves_nothing_that_is_taken_for_whole(finished: Project) -> None:
+    lot, whole = random.Random(0), bytes_written(finished)
+    for stage in OUTPUTS:
+        begin_anew(finished, stage)
+        began = time.monotonic()
+        assert ended_within(finished, stage, 300) == 0
+        seconds, undisturbed = time.monotonic() - began, files_of(finished, stage)
+        killed = 0
+        for _ in range(10 * KILLS):
+            begin_anew(finished, stage)
+            ended = ended_within(finished, stage, lot.uniform(0, seconds))
+            assert ended in (0, -signal.SIGKILL)
+            found = files_of(finished, stage)
+            assert found.items() <= undisturbed.items()
+            if finished.path(OUTPUTS[stage][0]).is_dir():  # it has come to its last renaming
+                inside = f"{OUTPUTS[stage][0]}/"
+                assert within(inside, found) == within(inside, undisturbed)
+            killed += ended == -signal.SIGKILL
+            if killed == KILLS:
+                break
+        assert killed == KILLS, stage
+        finished.repro(f"--force --single-item {stage.replace(' ', '@')}")
+        assert files_of(finished, stage) == undisturbed
+        assert bytes_written(finished) == whole
+    finished.repro()
     assert bytes_written(finished) == whole
-    assert not [p for p in folder.parent.iterdir() if ".tmp-" in p.name]
+    assert not [path for path in finished.root.rglob("*.tmp-*") if ".dvc" not in path.parts]
 
 
 def with_network(params: dict[str, Any]) -> None:

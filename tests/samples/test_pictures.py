@@ -58,6 +58,15 @@ def test_names_of_pictures_are_safe_and_differ_also_where_case_does_not_count() 
     assert max(map(len, names.values())) < 100
 
 
+@pytest.mark.parametrize("letter", ["x", "\u00fc", "\u732b", "\U00020000"])
+def test_a_picture_of_a_class_of_any_name_can_be_written(letter: str, tmp_path: Path) -> None:
+    name = letter * (252 // len(letter.encode()))  # of a folder
+    files = file_names([name, f"{name[:-1]}."])
+    for file in files.values():
+        write_picture(tmp_path / file, Image.new("L", (2, 2)))
+    assert len({path.name for path in tmp_path.iterdir()}) == 2
+
+
 def test_same_picture_same_bytes(tmp_path: Path) -> None:
     picture = contact_sheet([Image.new("L", (9, 9), 7)], ["seven"])
     for name in ("one.png", "two.png"):

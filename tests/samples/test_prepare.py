@@ -72,6 +72,15 @@ def test_a_row_per_image_with_what_is_known_about_it(cells: list[Path]) -> None:
         assert row["group"] is None
 
 
+def test_a_class_s_name_cannot_steer_the_terminal(cells: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    photos(cells)
+    Path("photos/sound").rename("photos/sound\n\x1b[2J")
+    refetch()
+    capsys.readouterr()
+    run()
+    assert capsys.readouterr().out == "cells: 24 samples: 12 defective, 12 sound\\n\\x1b[2J\n"
+
+
 def test_reader_gives_what_the_table_holds(cells: list[Path]) -> None:
     photos(cells)
     samples = run()

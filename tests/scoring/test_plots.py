@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,13 @@ def test_pictures_repeat_byte_for_byte_and_say_nothing_of_when_they_were_made(tm
         with Image.open(tmp_path / "a" / name) as picture:
             assert set(picture.info) <= {"dpi"}
             assert len(picture.convert("RGB").getcolors(2**24) or []) > 20  # something is drawn
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_classes_are_neither_mathematics_nor_control_characters(tmp_path: Path) -> None:
+    outcomes = replace(make_outcomes(3), classes=[r"$\frac$", "a\x1b[2J\nb", r"$x$ \$"])
+    draw_pictures(tmp_path, outcomes, plot_rows(outcomes))
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,15 @@ def test_a_folder_or_a_file_that_is_not_there_is_named_with_what_to_do(tmp_path,
         store.read([0])
 
 
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.9])
+def test_a_file_that_was_cut_off_is_named_with_what_to_do(tmp_path, backbone, rows, keep):
+    store = write(tmp_path / "f", backbone, rows)
+    path = tmp_path / "f" / "activations-00000.npy"
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size) if isinstance(keep, float) else keep])
+    with pytest.raises(UserError, match=rf"^{path} cannot be read \(.+\): run `dvc checkout` or `dvc repro`$"):
+        store.read([0])
+
+
 def test_a_name_stands_for_its_folder_in_data_features(tmp_path, backbone, rows, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "data" / "features" / "some", backbone, rows)

@@ -172,6 +172,36 @@ def test_a_flipped_bit_anywhere_is_found_and_never_read_as_a_number(root, capsys
     assert "was damaged: what it held is computed again" in capsys.readouterr().err
 
 
+@pytest.fixture
+def small(root):
+    """A cache of two images, in one shard."""
+    cache = ActivationCache({})
+    fill(cache, HASHES[:2])
+    (shard,) = shards(root)
+    return cache, shard
+
+
+def test_a_shard_cut_off_at_any_byte_is_found_and_never_read_as_a_number(small, capsys):
+    cache, shard = small
+    whole = shard.read_bytes()
+    for length in range(len(whole)):
+        shard.write_bytes(whole[:length])
+        assert read_all(cache) == []
+        assert not shard.exists()
+    assert capsys.readouterr().err.count("was damaged: what it held is computed again") == len(whole)
+
+
+def test_a_shard_with_any_bit_flipped_gives_the_right_numbers_or_is_found(small):
+    cache, shard = small
+    whole = shard.read_bytes()
+    for position, bit in itertools.product(range(len(whole)), range(8)):
+        broken = bytearray(whole)
+        broken[position] ^= 1 << bit
+        shard.write_bytes(broken)
+        found = read_all(cache)  # asserts that every number it reads is right
+        assert found == ([0, 1] if shard.exists() else [])
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"\x00" * 8, b"no shard at all", None], ids=["empty", "zeros", "text", "half"]
 )
@@ -201,7 +231,9 @@ def test_what_a_killed_writer_left_is_not_read_and_is_swept_after_a_day(root):
     cache = ActivationCache({})
     fill(cache, HASHES)
     (shard,) = shards(root)
-    young, old = (shard.with_name(f".{n}.safetensors.tmp-{n}") for n in (1, 2))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    young, old = (shard.with_name(f".{n}.safetensors.tmp-{ended.pid}") for n in (1, 2))
     for path in (young, old):
         shutil.copy(shard, path)
     shard.unlink()
@@ -209,6 +241,18 @@ def test_what_a_killed_writer_left_is_not_read_and_is_swept_after_a_day(root):
     assert read_all(cache) == []
     cache.writer()
     assert (young.exists(), old.exists()) == (True, False)
+
+
+def test_a_clock_that_jumps_forward_takes_no_file_from_a_process_that_writes_it(root, monkeypatch):
+    cache = ActivationCache({})
+    fill(cache, HASHES)
+    (shard,) = shards(root)
+    in_use = shard.with_name(f".1.safetensors.tmp-{os.getppid()}")
+    in_use.write_bytes(b"half a shard")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 2 * cache_module.OLD_SECONDS)
+    cache.writer()
+    assert in_use.exists()
 
 
 def test_the_cost_is_remembered_and_shared_out_by_images_and_pixels(monkeypatch):

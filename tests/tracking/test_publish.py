@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -239,6 +241,30 @@ def test_work_of_another_machine_is_left_alone_until_it_is_old(
     assert client.get_run(theirs.info.run_id).info.lifecycle_stage == "deleted"
 
 
+def test_work_that_a_machine_with_a_fast_clock_takes_for_given_up_waits_and_is_made_again(
+    results: Results, publish: Publish, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.add("probe", A)
+
+    def meanwhile_deleted(client: Any, experiment: str, run: str, entry: Path, result: Any) -> str:
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(runs, "HOURS_UNTIL_ABANDONED", -1)
+            elsewhere.setattr(runs, "_mark", lambda fingerprint: f"{fingerprint} elsewhere")
+            runs._delete_half_made(client, experiment, A)
+        return original(client, experiment, run, entry, result)
+
+    original = runs.log_model
+    with monkeypatch.context() as here:
+        here.setattr(runs, "log_model", meanwhile_deleted)
+        assert not publish()
+    (warning,) = warnings(capsys)
+    assert "; 1 result waits in " in warning
+    assert publish()
+    (parent,) = results.parents()
+    assert (parent["status"], parent["tags"]["fingerprint"]) == ("FINISHED", A)
+    assert len(results.children(parent)) == 2
+
+
 def test_of_two_machines_that_publish_at_once_the_first_stays(
     results: Results, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -439,6 +465,73 @@ def test_exit_code_tells_only_with_strict(
     with pytest.raises(SystemExit) as end:
         guard(module.main)
     assert end.value.code == code
+
+
+def main(results: Results, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
+    """Publish as a program does; returns its exit code."""
+    from stages import publish as module
+    from stages.cli import guard
+
+    monkeypatch.setattr(module, "read_params", lambda: results.params)
+    monkeypatch.setattr(sys, "argv", ["publish", *arguments])
+    with pytest.raises(SystemExit) as end:
+        guard(module.main)
+    return end.value.code
+
+
+def no_space(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), ".transfer/outbox/a\nb")
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 0), (["--strict"], 1)])
+def test_outbox_on_a_full_disk_is_told_in_one_line(
+    arguments: list[str],
+    code: int,
+    results: Results,
+    publish: Publish,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    results.add("probe", A)
+    results.add("svm", B)
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox, "put", no_space)
+        assert main(results, patch, *arguments) == code
+    expected = "not published: probe, svm; .transfer/outbox/a\\nb cannot be written or read: No space left on device"
+    assert capsys.readouterr().err == f"warning: {expected}\n"
+    assert publish()
+    assert len(results.parents()) == 2
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 0), (["--strict"], 1)])
+def test_lock_that_cannot_be_taken_is_told_in_one_line(
+    arguments: list[str],
+    code: int,
+    results: Results,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    results.add("probe", A)
+    (results.root / ".transfer").write_text("no folder")
+    assert main(results, monkeypatch, *arguments) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: not published: {results.root / '.transfer'} cannot be written or read: ")
+
+
+def test_entry_of_the_outbox_that_a_crash_has_cut_off_is_made_again(
+    results: Results, publish: Publish, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.add("probe", A)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", DEAD)
+        publish()
+    (entry,) = outbox.pending()
+    (entry / outbox.RESULT).write_bytes(b"")
+    capsys.readouterr()
+    assert publish()
+    (warning,) = warnings(capsys)
+    assert warning.startswith(f"warning: {entry} is not whole and is removed")
+    assert [run["tags"]["fingerprint"] for run in results.parents()] == [A]
 
 
 def test_fault_of_ours_does_not_fail_the_stage_but_is_told(
