@@ -17,7 +17,7 @@ from typing import Any
 from markupsafe import Markup
 
 from stages.files import DATA, PREPARED, RAW, read_json, read_table
-from stages.params import Dataset, Params
+from stages.params import Dataset, Label, Params
 from stages.samples.order import Order
 from stages.samples.pictures import contact_sheet
 from stages.samples.thumbnails import SIDE, read_thumbnails
@@ -363,6 +363,7 @@ FIGURE_COLUMNS: dict[str, tuple[str, Any]] = {
     "family": ("family", None),
     "kind": ("kind", None),
     "repeats": ("repeats", count),
+    "labels_per_class": ("labels of each class", None),
     "accuracy": ("accuracy", decimals),
     "accuracy_low": ("low", decimals),
     "accuracy_high": ("high", decimals),
@@ -441,12 +442,13 @@ def _data(
     return {
         "name": d.name,
         "facts": [(k, v) for k, v in _data_facts(d, dataset.images, facts, params) if v],
+        "leakage": _leakage(facts, dataset),
         "counted": "images" if "counts" in facts else "test images of all repeats",
         **_class_table(counts, facts["samples"] if facts.get("multi_label") else sum(counts.values()), facts),
         "pictures": [p for p in sheets if p is not None],
         "contradictions": _contradictions(d.name, facts, pictures),
         "suspects": _suspects(d, records, facts, suspects, pictures),
-        "slices": list(_slice_rows(records[d.best])),
+        "slices": list(_slice_rows(records[d.best], dataset.label)),
         "note": "" if there else "Pictures of the classes are not on the machine that made this page.",
     }
 
@@ -468,15 +470,18 @@ def _class_table(counts: Mapping[str, int], total: int, facts: Mapping[str, Any]
     return {"class_columns": columns, "classes": rows}
 
 
-def _slice_rows(record: Record) -> Iterator[tuple[str, str]]:
-    """Yield each column that results are sliced by, and how many test images have which of its values."""
+def _slice_rows(record: Record, label: Label) -> Iterator[tuple[str, str]]:
+    """Yield each column that results are sliced by, and how many test images have which of its values.
+
+    What the table of classes says already is left out.
+    """
     left = {entry["column"]: entry["values"] for entry in record.details["not_sliced"]}
     columns: dict[str, dict[str, int]] = {}
     for entry in record.details["slices"]:
         columns.setdefault(entry["column"], {})[entry["value"]] = entry["images"]
     for column, images in columns.items():
-        if set(images) == set(record.facts["classes"]):
-            continue  # the table of classes says it already
+        if set(images) == set(record.facts["classes"]) or (label.multi_label and column in label.columns):
+            continue
         frequent = sorted(images, key=lambda value: -images[value])[:MOST_SLICES]
         shown = [f"{value}: {n:,}" for value, n in images.items() if value in frequent]
         more = len(images) - len(shown) + left.get(column, 0)
@@ -518,8 +523,9 @@ def _suspects(
     if suspects is None:
         return {"text": "There are too many test images to tell which labels look wrong.", "picture": None}
     asked, found = judges(d, records), len({suspect.sample for suspect in suspects})
+    judged = records[d.best].metrics["images"]
     text = (
-        f"{found:,} of {d.images:,} test images look as if they were of another class than they are labelled, "
+        f"{found:,} of {judged:,} test images look as if they were of another class than they are labelled, "
         f"to {listed(asked)}, on images that {'it has' if len(asked) == 1 else 'they have'} not seen."
     )
     shown, here = suspects[:MOST_SUSPECTS], facts.get("content_hash") == records[d.runs[0]].facts["dataset"]
@@ -545,7 +551,6 @@ def _data_facts(d: DatasetComparison, images: str, facts: Mapping[str, Any], par
         ("left out", _left_out(facts)),
         ("exact duplicates", f"{facts['duplicates']:,}, kept on one side" if facts.get("duplicates") else None),
         ("near duplicates", _near_duplicates(facts, params.datasets[d.name])),
-        ("leakage", _leakage(facts, params.datasets[d.name])),
     ]
 
 
