@@ -10,7 +10,7 @@ images of one group, stay on one side of every split.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from stages.files import PREPARED, new_folder, write_table
 from stages.params import Dataset, suggest
 from stages.samples.checking import Checked, check_images
 from stages.samples.decoding import decode
-from stages.samples.describing import contradictions, describe
+from stages.samples.describing import Contradiction, contradictions, describe, leakage
 from stages.samples.duplicates import clusters, near_duplicates
 from stages.samples.labels import Labels, make_labels, read_weights
 from stages.samples.order import Order, look_up_order
@@ -55,11 +55,12 @@ def prepare(name: str, entry: Dataset) -> None:
         rows = np.array([row for row, reason in enumerate(reasons) if reason is None], np.int64)
         if not len(rows):
             raise UserError(f"data/raw/{entry.images}: no image can be used; the first of {len(images)}: {reasons[0]}")
+        looks = [checked[row].appearance for row in rows]
+        pairs = near_duplicates(looks)
+        differing = list(find_contradictions(images, checked, labels, rows, pairs))
         source, checked = images.samples.take(rows), [checked[row] for row in rows]
         labels = labels.take(rows)
         groups = group_names(source, entry.group)
-        looks = [image.appearance for image in checked]
-        pairs = near_duplicates(looks)
         alike = clusters(pairs, len(rows)) if entry.near_duplicates else [None] * len(rows)
         units = join(groups, [image.pixel_hash for image in checked], alike)
         parts = divide(source, units, labels, groups, None if brought is None else brought[rows], entry, where)
@@ -67,7 +68,6 @@ def prepare(name: str, entry: Dataset) -> None:
         table = samples_table(beside_ours(source), checked, labels, groups, parts, weights)
         rejected = rejected_table(images, reasons)
         order = look_up_order(looks, labels.index, parts[0])
-        differing = list(contradictions(table, pairs))
         write_table(folder / "contradictions.parquet", contradictions_table(differing))
         write_samples(
             folder,
@@ -81,6 +81,7 @@ def prepare(name: str, entry: Dataset) -> None:
             near_duplicates=len(np.unique(pairs)),
             contradictions=len(differing),
             order=order._asdict(),
+            leakage=leakage(pairs, parts[0], rejected),
             described=describe(checked, labels, parts[0], rejected),
             pictures=write_sheets(folder / "pictures", images, rows, labels),
         )
@@ -141,6 +142,20 @@ def why_left_out(
         for row, reason in zip(rows, found, strict=True):
             reasons[row] = reason
     return reasons
+
+
+def find_contradictions(
+    images: Images, checked: Sequence[Checked], labels: Labels, rows: Ints, pairs: Ints
+) -> Iterator[Contradiction]:
+    """Yield images that look the same and are labelled otherwise, copies that a brought split leaves out among them.
+
+    rows : the images that are samples; pairs : (k, 2), which of these look nearly the same
+    """
+    readable = np.array([image.reason is None for image in checked]) & (labels.index >= 0)
+    rows = np.concatenate([rows, np.setdiff1d(np.flatnonzero(readable), rows)])  # samples first: pairs number them
+    names = images.table["sample"].to_pylist()
+    pixels = [checked[row].pixel_hash for row in rows]
+    return contradictions([names[row] for row in rows], labels.take(rows), pixels, pairs)
 
 
 def group_names(source: pa.Table, column: str | None) -> list[str | None]:
@@ -218,10 +233,10 @@ def tell(name: str, table: pa.Table, labels: Labels, rejected: pa.Table) -> None
         )
 
 
-def tell_contradictions(name: str, differing: Sequence[tuple[str, str, str]]) -> None:
+def tell_contradictions(name: str, differing: Sequence[Contradiction]) -> None:
     """Say of how many images others look the same and are labelled otherwise."""
     if differing:
-        first, second, same = differing[0]
+        first, second, same, *_ = differing[0]
         warn(
             f"{len(differing):,} pairs of images have the same pixels or nearly the same looks, but different labels, "
             f"see {PREPARED / name}/contradictions.parquet; the first: {first} and {second} (the same {same})"
@@ -255,13 +270,12 @@ def tell_order(name: str, order: Order, group: str | None) -> None:
         )
 
 
-def contradictions_table(differing: Sequence[tuple[str, str, str]]) -> pa.Table:
-    """Return the rows of contradictions.parquet: sample, other, and what is the same, pixels or looks."""
+def contradictions_table(differing: Sequence[Contradiction]) -> pa.Table:
+    """Return the rows of contradictions.parquet: sample, other, what is the same (pixels or looks), and both labels."""
     import pyarrow as pa
 
-    columns = list(zip(*differing, strict=True)) or [(), (), ()]
-    names = ("sample", "other", "same")
-    return pa.table({n: pa.array(c, pa.string()) for n, c in zip(names, columns, strict=True)})
+    schema = pa.schema([(name, pa.string()) for name in Contradiction._fields])
+    return pa.Table.from_pylist([pair._asdict() for pair in differing], schema)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """What a data set is like, for the report.
 
-How large and bright its images are, how many of each class are in each part, what is left out and why, and which images
-look the same but are labelled otherwise.
+How large and bright its images are, how many of each class are in each part, what is left out and why, what leaks from
+one part into another, and which images look the same but are labelled otherwise.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MOST_SIZES = 5
 MOST_REASONS = 10
+LEFT_OUT_COPY = "same pixels as an image of a later part"
 
 
 def describe(checked: Sequence[Checked], labels: Labels, part: Ints, rejected: pa.Table) -> dict[str, Any]:
@@ -58,23 +59,58 @@ def _kind(reason: str) -> str:
     """Return a reason without the names in it, so that equal ones are counted together."""
     for start in ("same pixels as", "it lies outside", "it is not there"):
         if reason.startswith(start):
-            return start if start != "same pixels as" else "same pixels as an image of a later part"
+            return start if start != "same pixels as" else LEFT_OUT_COPY
     return reason
 
 
-def contradictions(table: pa.Table, pairs: Ints) -> Iterator[tuple[str, str, str]]:
-    """Yield pairs of samples whose labels differ though they look the same, and how: pixels or looks.
+def leakage(pairs: Ints, part: Ints, rejected: pa.Table) -> dict[str, int]:
+    """Return what leaks from one part into another.
+
+    same_pixels : images left out because a later part has their pixels; near_duplicates : images that look nearly the
+    same as one in another part; test_images : those of them that are tested
+
+    pairs : (k, 2) rows of images that look nearly the same; part : 0 train, 1 validation, 2 test
+    """
+    apart = np.unique(pairs[part[pairs[:, 0]] != part[pairs[:, 1]]])
+    return {
+        "same_pixels": sum(_kind(reason) == LEFT_OUT_COPY for reason in rejected["reason"].to_pylist()),
+        "near_duplicates": len(apart),
+        "test_images": int((part[apart] == 2).sum()),
+    }
+
+
+class Contradiction(NamedTuple):
+    """Two images whose labels differ though they are the same in pixels or looks, and their labels."""
+
+    sample: str
+    other: str
+    same: str
+    label: str
+    other_label: str
+
+
+def contradictions(
+    samples: Sequence[str], labels: Labels, pixels: Sequence[str], pairs: Ints
+) -> Iterator[Contradiction]:
+    """Yield pairs of images whose labels differ though they look the same.
 
     pairs : (k, 2) rows of images that look nearly the same
     """
-    several = table["label"].null_count > 0
-    names, labels = table["sample"].to_pylist(), table["target" if several else "label"].to_pylist()
-    pixels = table["pixel_hash"].to_pylist()
+
+    def found(one: int, other: int, same: str) -> Contradiction:
+        return Contradiction(samples[one], samples[other], same, _label(labels, one), _label(labels, other))
+
     first: dict[str, int] = {}
     for row, value in enumerate(pixels):
-        other = first.setdefault(value, row)
-        if labels[row] != labels[other]:
-            yield names[other], names[row], "pixels"
+        one = first.setdefault(value, row)
+        if labels.index[row] != labels.index[one]:
+            yield found(one, row, "pixels")
     for one, other in pairs.tolist():
-        if labels[one] != labels[other] and pixels[one] != pixels[other]:
-            yield names[one], names[other], "looks"
+        if labels.index[one] != labels.index[other] and pixels[one] != pixels[other]:
+            yield found(one, other, "looks")
+
+
+def _label(labels: Labels, row: int) -> str:
+    if labels.several is None:
+        return str(labels.classes[labels.index[row]])
+    return ", ".join(name for name, has in zip(labels.classes, labels.several[row], strict=True) if has) or "none"

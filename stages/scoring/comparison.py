@@ -8,8 +8,8 @@ ordered the runs.
 Recommended is the cheapest run that is not shown to be worse than the best, by the same test with its own correction.
 Cheap means few multiply-adds per image, below the cut and above it; of runs that take the same, the most accurate. It
 is counted, so that every machine recommends the same run; seconds would not do that. Two rules keep the answer honest:
-- Only runs on as many repeats as the data set's most thorough run are in the choice, so that all are scored on the same
-  images.
+- Only runs with the most labels of each class, and of those the ones on the most repeats, are in the choice: all have
+  learned from as much and are scored on the same images.
 - A baseline (family none: what a transfer must beat) is recommended only if it scores highest. Where a baseline is not
   shown to be worse than what is recommended, a caution says so.
 """
@@ -17,14 +17,14 @@ is counted, so that every machine recommends the same run; seconds would not do 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from stages.params import Dataset, Params
+from stages.params import Dataset, Params, Run
 from stages.scoring.intervals import Difference, differences, holm
 from stages.scoring.metrics import Outcomes
 from stages.scoring.records import Record
@@ -45,7 +45,7 @@ class DatasetComparison:
     """What is known about the runs of one data set.
 
     runs : in the order of params.yaml
-    repeats, images, groups : of the most thorough run; groups is None where every image stands for itself
+    repeats, images, groups : of the run on the most repeats; groups is None where every image stands for itself
     figure : what runs are ordered and compared by, accuracy or average_precision
     to_reference, to_best : run -> its figure minus the reference's, the best run's
     recommended : None where one split allows no choice
@@ -112,29 +112,49 @@ def compare_runs(params: Params, records: Mapping[str, Record]) -> Comparison:
 
 def _compare_dataset(name: str, params: Params, records: Mapping[str, Record]) -> DatasetComparison:
     of_dataset = {k: records[k] for k, run in params.runs.items() if run.dataset == name}
-    repeats = max(int(record.metrics["repeats"]) for record in of_dataset.values())
-    thorough = {k: r for k, r in of_dataset.items() if r.metrics["repeats"] == repeats}
+    thorough = _in_the_choice(of_dataset, params)
     best = min(thorough, key=lambda k: _order(thorough[k]))
     reference = reference_run(name, params, records)
     to_reference = {} if reference is None else _differences(reference, of_dataset)
     to_best = to_reference if best == reference and len(thorough) == len(of_dataset) else _differences(best, thorough)
-    recommended = _recommended(best, thorough, to_best) if repeats > 1 else None
-    chosen = next(iter(thorough.values()))
+    recommended = _recommended(best, thorough, to_best) if of_dataset[best].metrics["repeats"] > 1 else None
+    most = max(of_dataset.values(), key=_repeats)
     return DatasetComparison(
         name=name,
-        figure=chosen.headline,
+        figure=most.headline,
         runs=list(of_dataset),
-        repeats=repeats,
-        images=chosen.metrics["images"],
-        groups=chosen.metrics["groups"],
+        repeats=_repeats(most),
+        images=most.metrics["images"],
+        groups=most.metrics["groups"],
         reference=reference,
         best=best,
         recommended=recommended,
         recommendation=_sentence(best, recommended, thorough, to_best, params),
-        cautions=_cautions(recommended or best, best, of_dataset, thorough, {best: to_best, reference: to_reference}),
+        cautions=[
+            *_cautions(recommended or best, best, thorough, {best: to_best, reference: to_reference}),
+            *_not_in_the_choice(of_dataset, thorough, params),
+        ],
         to_reference=to_reference,
         to_best=to_best,
     )
+
+
+def _in_the_choice(records: Mapping[str, Record], params: Params) -> dict[str, Record]:
+    """Return the runs with the most labels of each class, and of those the ones on the most repeats."""
+    most = max(_budget(run, params) for run in records)
+    learned = {run: record for run, record in records.items() if _budget(run, params) == most}
+    repeats = max(map(_repeats, learned.values()))
+    return {run: record for run, record in learned.items() if _repeats(record) == repeats}
+
+
+def _budget(run: str, params: Params) -> float:
+    """Return how many labels of each class a run's figures are those of; all are more than any number."""
+    most = params.runs[run].budgets[-1]
+    return float("inf") if most is None else most
+
+
+def _repeats(record: Record) -> int:
+    return int(record.metrics["repeats"])
 
 
 def reference_run(dataset: str, params: Params, records: Mapping[str, Record]) -> str | None:
@@ -276,7 +296,6 @@ def _why_best(best: str, records: Mapping[str, Record], to_best: Mapping[str, Di
 def _cautions(
     shown: str,
     best: str,
-    records: Mapping[str, Record],
     thorough: Mapping[str, Record],
     known: Mapping[str | None, Mapping[str, Difference]],
 ) -> list[str]:
@@ -285,21 +304,27 @@ def _cautions(
     known : the differences that were worked out already, by the run that they are to
     """
     cautions = []
-    repeats = thorough[shown].metrics["repeats"]
     baselines = {k: r for k, r in thorough.items() if _is_baseline(r) and k != shown}
     if _is_baseline(thorough[shown]):
         cautions.append(f"{shown} is a baseline: nothing is transferred. No transfer has scored higher.")
-    elif baselines and repeats > 1:
+    elif baselines and _repeats(thorough[shown]) > 1:
         found = known.get(shown) or _differences(shown, {shown: thorough[shown], **baselines})
         unbeaten = _unbeaten(found, list(baselines))
         beaten_by_best = best != shown and best not in baselines and not _unbeaten(known[best], unbeaten)
         more = f"; {best}, the best, is" if beaten_by_best else "; more images would tell"
         if unbeaten:
             cautions.append(f"{shown} is not shown to beat {listed(unbeaten)}, where nothing is transferred{more}.")
-    fewer = [k for k in records if k not in thorough]
-    if fewer:
-        cautions.append(f"Not in the choice, because scored on fewer than {repeats} splits: {listed(fewer)}.")
     return cautions
+
+
+def _not_in_the_choice(records: Mapping[str, Record], thorough: Mapping[str, Record], params: Params) -> Iterator[str]:
+    chosen = next(iter(thorough.values()))
+    left = [run for run in records if run not in thorough]
+    few = [run for run in left if _budget(run, params) < _budget(chosen.run, params)]
+    if few:
+        yield f"Not in the choice, because trained on fewer labels: {listed(few)}."
+    if fewer := [run for run in left if run not in few]:
+        yield f"Not in the choice, because scored on fewer than {_repeats(chosen)} splits: {listed(fewer)}."
 
 
 def _unbeaten(found: Mapping[str, Difference], baselines: Sequence[str]) -> list[str]:
@@ -321,13 +346,17 @@ def split_pairs(params: Params) -> dict[tuple[str, str], list[tuple[str, str]]]:
     for a, b in combinations(params.runs, 2):
         first, second = params.runs[a], params.runs[b]
         names = [name for name in params.datasets if name in (first.dataset, second.dataset)]
-        same_run = (first.features, first.transfer, first.seed) == (second.features, second.transfer, second.seed)
+        same_run = _recipe(first) == _recipe(second)
         if len(names) < 2 or not same_run or not _differ_in_division(*(params.datasets[n] for n in names)):
             continue
         names.sort(key=lambda n: params.datasets[n].group is None)
         ordered = (a, b) if first.dataset == names[0] else (b, a)
         pairs.setdefault((names[0], names[1]), []).append(ordered)
     return pairs
+
+
+def _recipe(run: Run) -> tuple[Any, ...]:
+    return run.features, run.transfer, run.seed, run.budgets[-1]
 
 
 def _differ_in_division(a: Dataset, b: Dataset) -> bool:

@@ -44,7 +44,7 @@ COSTS = (
     "feature_bytes",
 )
 COLUMNS = (
-    *("run", "dataset", "features", "family", "kind", "repeats", "images", "groups"),
+    *("run", "dataset", "features", "family", "kind", "repeats", "labels_per_class", "images", "groups"),
     *("accuracy", "accuracy_low", "accuracy_high", "accuracy_sd", "balanced_accuracy"),
     *("auc", "auc_low", "auc_high", "average_precision", "average_precision_low", "average_precision_high"),
     *("average_precision_sd", "f1", "micro_f1", "log_loss", "ece"),
@@ -79,6 +79,7 @@ def _row(record: Record, run: Run, of_dataset: DatasetComparison) -> dict[str, A
     measured = {**record.metrics, **record.cost}
     row = {name: measured.get(name) for name in COLUMNS}
     family = record.facts["family"]
+    row["labels_per_class"] = run.budgets[-1] or "all"
     row |= {"run": record.run, "dataset": run.dataset, "features": run.features, "kind": run.transfer.kind}
     row |= {"family": FAMILIES.get(family, family), "reference": of_dataset.reference}
     row["recommended"] = "yes" if record.run == of_dataset.recommended else "no"
@@ -146,7 +147,13 @@ def markdown(rows: Sequence[Row], comparisons: Mapping[str, Any]) -> str:
 
 def _markdown_cells(row: Row) -> list[str]:
     name = f"**{row['run']}**" if row["recommended"] == "yes" else str(row["run"])
-    return [name, *_cells(row)]
+    return [name + _labels(row), *_cells(row)]
+
+
+def _labels(row: Row) -> str:
+    """Return how many labels a run has learned from, where these are not all."""
+    most = row.get("labels_per_class") or "all"  # a leaderboard of before has no such column
+    return "" if most == "all" else f" ({most} of each class)"
 
 
 def _legend(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
@@ -267,7 +274,7 @@ def _terminal_table(dataset: str, rows: Sequence[Row]) -> Any:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         style = "bold" if row["recommended"] == "yes" else ""
-        cells = [str(row["run"]), *_cells(row), decimals(row["train_seconds"], 1)]
+        cells = [f"{row['run']}{_labels(row)}", *_cells(row), decimals(row["train_seconds"], 1)]
         table.add_row(*(Text(cell) for cell in cells), style=style)
     return table
 

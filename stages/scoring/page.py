@@ -17,7 +17,7 @@ from typing import Any
 from markupsafe import Markup
 
 from stages.files import DATA, PREPARED, RAW, read_json, read_table
-from stages.params import Params
+from stages.params import Dataset, Label, Params
 from stages.samples.order import Order
 from stages.samples.pictures import contact_sheet
 from stages.samples.thumbnails import SIDE, read_thumbnails
@@ -69,6 +69,8 @@ MOST_SHEETS = 12
 """Classes whose contact sheets are shown."""
 MOST_SUSPECTS = 24
 """Images whose labels look wrong that are shown."""
+MOST_SLICES = 6
+"""Values of a column whose images are counted: the most frequent ones where there are more."""
 
 
 def page(
@@ -361,6 +363,7 @@ FIGURE_COLUMNS: dict[str, tuple[str, Any]] = {
     "family": ("family", None),
     "kind": ("kind", None),
     "repeats": ("repeats", count),
+    "labels_per_class": ("labels of each class", None),
     "accuracy": ("accuracy", decimals),
     "accuracy_low": ("low", decimals),
     "accuracy_high": ("high", decimals),
@@ -439,11 +442,13 @@ def _data(
     return {
         "name": d.name,
         "facts": [(k, v) for k, v in _data_facts(d, dataset.images, facts, params) if v],
+        "leakage": _leakage(facts, dataset),
         "counted": "images" if "counts" in facts else "test images of all repeats",
         **_class_table(counts, facts["samples"] if facts.get("multi_label") else sum(counts.values()), facts),
         "pictures": [p for p in sheets if p is not None],
         "contradictions": _contradictions(d.name, facts, pictures),
         "suspects": _suspects(d, records, facts, suspects, pictures),
+        "slices": list(_slice_rows(records[d.best], dataset.label)),
         "note": "" if there else "Pictures of the classes are not on the machine that made this page.",
     }
 
@@ -465,30 +470,39 @@ def _class_table(counts: Mapping[str, int], total: int, facts: Mapping[str, Any]
     return {"class_columns": columns, "classes": rows}
 
 
+def _slice_rows(record: Record, label: Label) -> Iterator[tuple[str, str]]:
+    """Yield each column that results are sliced by, and how many test images have which of its values.
+
+    What the table of classes says already is left out.
+    """
+    left = {entry["column"]: entry["values"] for entry in record.details["not_sliced"]}
+    columns: dict[str, dict[str, int]] = {}
+    for entry in record.details["slices"]:
+        columns.setdefault(entry["column"], {})[entry["value"]] = entry["images"]
+    for column, images in columns.items():
+        if set(images) == set(record.facts["classes"]) or (label.multi_label and column in label.columns):
+            continue
+        frequent = sorted(images, key=lambda value: -images[value])[:MOST_SLICES]
+        shown = [f"{value}: {n:,}" for value, n in images.items() if value in frequent]
+        more = len(images) - len(shown) + left.get(column, 0)
+        yield column, "; ".join([*shown, *([f"{more:,} more values"] if more else [])])
+
+
 def _contradictions(name: str, facts: Mapping[str, Any], pictures: Pictures) -> dict[str, Any] | None:
     """Return how many pairs of images look the same and are labelled otherwise, and the first of them side by side."""
     if not facts.get("contradictions"):
         return None
     folder = PREPARED / name
     rows = read_table(folder / "contradictions.parquet").slice(0, MOST_SUSPECTS // 2).to_pylist()
-    table = read_table(folder / "samples.parquet", ["sample", "label", "target"]).to_pydict()
-    rows_of = {sample: row for row, sample in enumerate(table["sample"])}
-    shown = [sample for row in rows for sample in (row["sample"], row["other"])]
-    captions = [f"{_labels_of(table, rows_of[sample], facts['classes'])}\n{sample}" for sample in shown]
-    sheet = _sheet(read_thumbnails(folder / "thumbnails.parquet", shown), captions)
+    shown = [(row[name], row[label]) for row in rows for name, label in (("sample", "label"), ("other", "other_label"))]
+    images = read_thumbnails(folder / "thumbnails.parquet", [sample for sample, _ in shown])
+    sheet = _sheet(images, [f"{label}\n{sample}" for sample, label in shown])
     return {
         "text": f"{facts['contradictions']:,} pairs of images look the same and are labelled otherwise.",
         "picture": pictures.add_bytes(
             sheet, f"Contact sheet of pairs of {name} that look the same", "Pairs, with their labels and names."
         ),
     }
-
-
-def _labels_of(table: Mapping[str, Sequence[Any]], row: int, classes: Sequence[str]) -> str:
-    label = table["label"][row]
-    if label is not None:
-        return str(classes[label])
-    return ", ".join(c for c, has in zip(classes, table["target"][row], strict=True) if has) or "none"
 
 
 def _sheet(images: Sequence[Any], captions: Sequence[str]) -> bytes:
@@ -509,8 +523,9 @@ def _suspects(
     if suspects is None:
         return {"text": "There are too many test images to tell which labels look wrong.", "picture": None}
     asked, found = judges(d, records), len({suspect.sample for suspect in suspects})
+    judged = records[d.best].metrics["images"]
     text = (
-        f"{found:,} of {d.images:,} test images look as if they were of another class than they are labelled, "
+        f"{found:,} of {judged:,} test images look as if they were of another class than they are labelled, "
         f"to {listed(asked)}, on images that {'it has' if len(asked) == 1 else 'they have'} not seen."
     )
     shown, here = suspects[:MOST_SUSPECTS], facts.get("content_hash") == records[d.runs[0]].facts["dataset"]
@@ -535,8 +550,7 @@ def _data_facts(d: DatasetComparison, images: str, facts: Mapping[str, Any], par
         ("sizes", _sizes(facts.get("described", {}))),
         ("left out", _left_out(facts)),
         ("exact duplicates", f"{facts['duplicates']:,}, kept on one side" if facts.get("duplicates") else None),
-        ("near duplicates", _near_duplicates(facts, params.datasets[d.name].near_duplicates)),
-        ("leakage", _leakage(facts, group)),
+        ("near duplicates", _near_duplicates(facts, params.datasets[d.name])),
     ]
 
 
@@ -556,23 +570,36 @@ def _left_out(facts: Mapping[str, Any]) -> str | None:
     return "; ".join([f"{facts['rejected']:,}, listed in rejected.parquet", *reasons])
 
 
-def _leakage(facts: Mapping[str, Any], group: str | None) -> str | None:
-    """Say whether images that stand together look alike across training and test (see samples/order.py)."""
-    found = Order(**facts["order"]) if "order" in facts else Order(0.0, 0)
-    if not found.tested:
+def _near_duplicates(facts: Mapping[str, Any], dataset: Dataset) -> str | None:
+    """Say how many images look nearly the same as another, and whether they are kept on one side of every split."""
+    if not facts.get("near_duplicates"):
         return None
-    of = f"for {found.share:.0%} of {found.tested:,} test images, where 50 % is chance".replace("%", "\u00a0%")
-    if not found.tells:
-        return f"none seen: the training image that looks most like a test image stands near it {of}"
-    what = f"{group} does not keep it together" if group else "name what it shares as group"
-    return f"likely: the training image that looks most like a test image stands near it {of}; {what}"
+    text = f"{facts['near_duplicates']:,} images look like another"
+    if dataset.near_duplicates and dataset.split.column is None:
+        return f"{text}, kept on one side"
+    apart = facts.get("leakage", {}).get("near_duplicates")
+    return text if apart is None else f"{text}, {apart:,} of them like one in another part{_of_the_first(dataset)}"
 
 
-def _near_duplicates(facts: Mapping[str, Any], together: bool) -> str | None:
-    count = facts.get("near_duplicates")
-    if not count:
-        return None
-    return f"{count:,} images look like another, {'kept on one side' if together else 'not kept together'}"
+def _of_the_first(dataset: Dataset) -> str:
+    return " of the first split" if dataset.split.repeats > 1 else ""
+
+
+def _leakage(facts: Mapping[str, Any], dataset: Dataset) -> str | None:
+    """Say what leaks into the test part, by pixels, by looks and by the order of names (see samples/order.py)."""
+    found = []
+    if "leakage" in facts:
+        copies, alike = facts["leakage"]["same_pixels"], facts["leakage"]["test_images"]
+        left_out = f"{copies:,} images, left out because a later part holds them"
+        tested = f"{alike:,} test images look like one in another part{_of_the_first(dataset)}"
+        found += [f"by pixels: {left_out if copies else 'none'}", f"by looks: {tested if alike else 'none'}"]
+    order = Order(**facts["order"]) if "order" in facts else Order(0.0, 0)
+    if order.tested:
+        of = _unbroken(f"for {order.share * 100:.0f} % of {order.tested:,} test images, where 50 % is chance")
+        near = f"the training image that looks most like a test image stands near it {of}"
+        what = f"{dataset.group} does not keep it together" if dataset.group else "name what it shares as group"
+        found.append(f"by order: likely, {near}; {what}" if order.tells else f"by order: none seen, {near}")
+    return "; ".join(found) or None
 
 
 def _weights(params: Params) -> Iterator[dict[str, str]]:

@@ -85,13 +85,11 @@ def _find(runs: Sequence[Outcomes]) -> list[Suspect]:
 
 
 def judges(d: DatasetComparison, records: Mapping[str, Record]) -> list[str]:
-    """Return the runs that are asked: the best, and the transfers on as many splits that are not shown to be worse."""
+    """Return the runs that are asked: the best, and the transfers in the choice that are not shown to be worse."""
     equal = [
         name
         for name, difference in d.to_best.items()
-        if verdict(difference) in (EVEN, BETTER)
-        and records[name].facts["family"] != "none"
-        and records[name].metrics["repeats"] == d.repeats
+        if verdict(difference) in (EVEN, BETTER) and records[name].facts["family"] != "none"
     ]
     return [name for name in d.runs if name == d.best or name in equal]
 

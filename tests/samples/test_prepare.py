@@ -182,7 +182,13 @@ def test_same_pixels_with_different_labels_are_told(cells: list[Path], capsys: p
         "pixels)\n"
     )
     [row] = pq.read_table("data/prepared/cells/contradictions.parquet").to_pylist()
-    assert row == {"sample": "defective/x.png", "other": "sound/cell0001.png", "same": "pixels"}
+    assert row == {
+        "sample": "defective/x.png",
+        "other": "sound/cell0001.png",
+        "same": "pixels",
+        "label": "defective",
+        "other_label": "sound",
+    }
 
 
 def test_the_data_set_is_described(cells: list[Path]) -> None:
@@ -230,12 +236,17 @@ def test_thresholds_and_strata_of_numbers(cells: list[Path]) -> None:
         assert np.unique(values[samples.part(repeat, "test")], return_counts=True)[1].tolist() == [3] * 4
 
 
-def test_a_brought_split_is_used_and_copies_of_test_images_are_not_trained_on(cells: list[Path]) -> None:
+def photos_with_a_split(cells: list[Path]) -> None:
+    """Lay 24, 8 and 8 real cells into class folders of train, val and test."""
     for number, path in enumerate(cells[:40]):
         part = ("train", "train", "train", "val", "test")[number % 5]
         target = Path("photos") / part / ("a", "b")[number % 2] / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+
+
+def test_a_brought_split_is_used_and_copies_of_test_images_are_not_trained_on(cells: list[Path]) -> None:
+    photos_with_a_split(cells)
     shutil.copyfile("photos/test/a/cell0005.png", "photos/train/a/copy.png")
     refetch()
     samples = run(split={"column": "split"})
@@ -250,6 +261,88 @@ def test_a_brought_split_is_used_and_copies_of_test_images_are_not_trained_on(ce
     assert [(row["sample"], row["reason"]) for row in rejected] == [
         ("train/a/copy.png", "same pixels as test/a/cell0005.png in the test part")
     ]
+    assert samples.facts["leakage"] == {"same_pixels": 1, "near_duplicates": 0, "test_images": 0}
+
+
+def test_a_copy_with_another_label_is_told_though_a_brought_split_leaves_it_out(
+    cells: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos_with_a_split(cells)
+    shutil.copyfile("photos/test/a/cell0005.png", "photos/train/b/copy.png")
+    refetch()
+    samples = run(split={"column": "split"})
+    assert "train/b/copy.png" not in samples.table["sample"].to_pylist()
+    assert pq.read_table("data/prepared/cells/contradictions.parquet").to_pylist() == [
+        {
+            "sample": "test/a/cell0005.png",
+            "other": "train/b/copy.png",
+            "same": "pixels",
+            "label": "a",
+            "other_label": "b",
+        }
+    ]
+    assert samples.facts["contradictions"] == 1
+    assert "the first: test/a/cell0005.png and train/b/copy.png (the same pixels)" in capsys.readouterr().err
+
+
+def test_near_duplicates_on_both_sides_of_a_brought_split_are_counted_and_told(
+    cells: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos_with_a_split(cells)
+    # In all eight images of which four are tested: three of train again in test, one of test in val.
+    for name, again in (
+        ("train/a/cell0001", "test/a/x"),
+        ("train/b/cell0002", "test/b/x"),
+        ("train/a/cell0003", "test/a/y"),
+        ("test/b/cell0010", "val/b/x"),
+    ):
+        Image.open(f"photos/{name}.png").resize((200, 200)).save(f"photos/{again}.png")
+    refetch()
+    samples = run(split={"column": "split"})
+    assert samples.facts["leakage"] == {"same_pixels": 0, "near_duplicates": 8, "test_images": 4}
+    told = capsys.readouterr().err
+    assert (
+        "warning: 8 images look nearly the same as one of other parts, as test/a/x.png and train/a/cell0001.png\n"
+        in told
+    )
+
+
+def test_a_split_made_here_lets_near_duplicates_apart_only_when_told_to(cells: list[Path]) -> None:
+    photos(cells)
+    for path in list(Path("photos/sound").iterdir())[:8]:
+        Image.open(path).resize((200, 200)).save(path.with_name(f"again-{path.name}"))
+    refetch()
+    assert run().facts["leakage"] == {"same_pixels": 0, "near_duplicates": 0, "test_images": 0}
+    apart = run(near_duplicates=False)
+    part = dict(zip(apart.table["sample"].to_pylist(), apart.table["split_0"].to_pylist(), strict=True))
+    torn = [name for name in part if "again-" in name and part[name] != part[name.replace("again-", "")]]
+    assert apart.facts["leakage"]["near_duplicates"] == 2 * len(torn) > 0
+
+
+@pytest.mark.parametrize("group", [None, "batch"])
+def test_series_that_lie_on_both_sides_are_told_with_what_to_do(
+    cells: list[Path], capsys: pytest.CaptureFixture[str], group: str | None
+) -> None:
+    Path("series").mkdir()
+    files, random = [], np.random.default_rng(0)
+    for number, path in enumerate(cells[:2400:60]):  # 40 cells, each photographed six times
+        for shot in range(6):
+            pixels = np.asarray(Image.open(path), float) + random.normal(0, 40, (300, 300))
+            files.append(Path("series") / f"{number:02d}-{shot}.png")
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(files[-1])
+    table_source(files, **{"class": ["a", "b"] * 120, "batch": [f"b{n}" for n in range(240)]})
+    run(group=group, near_duplicates=False)
+    what = "group: batch does not keep it together" if group else "name what it shares as group"
+    assert (
+        "warning: cells: for 100% of 60 test images the training image that looks most like them stands near them in "
+        f"the order of names, and 50% is chance: what stands together may belong together; {what}\n"
+    ) in capsys.readouterr().err
+
+
+def test_the_order_is_not_told_where_it_tells_nothing(cells: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    photos(cells)
+    run()
+    assert "order of names" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("link", [False, True])

@@ -24,6 +24,7 @@ from stages.scoring.comparison import (
 )
 from stages.scoring.intervals import left_out
 from stages.scoring.records import Record
+from stages.scoring.suspects import judges
 from tests.scoring.made_up import SPLIT, make_outcomes, make_params, make_record
 
 IMAGES = 400
@@ -248,6 +249,41 @@ def test_run_on_fewer_repeats_is_compared_on_those_and_stays_out_of_the_choice()
     assert found.best == "svm"
     assert found.recommended in ("svm", "probe")
     assert any("lucky" in caution for caution in found.cautions)
+
+
+def with_labels(params: Params, **budgets: list[int | str]) -> Params:
+    """Return params in which some runs are trained with so many labels of each class."""
+    few = {name: params.runs[name].model_copy(update={"labels_per_class": n}) for name, n in budgets.items()}
+    return params.model_copy(update={"runs": {**params.runs, **few}})
+
+
+def test_run_on_fewer_labels_is_compared_and_stays_out_of_the_choice_on_however_many_repeats() -> None:
+    params, records = runs_on_cells(few=right_in(390), svm=right_in(310), tree=right_in(250), once=right_in(395))
+    params = with_labels(params, few=[5, 20], svm=[5, "all"])
+    for name, repeats in (("svm", [0, 1]), ("tree", [0, 1]), ("once", [0])):
+        records[name] = make_record(name, records[name].outcomes.of_repeats(repeats))
+    found = compared(params, records)
+    assert (found.best, found.recommended) == ("svm", "svm")
+    assert found.to_reference["svm"].repeats == [0, 1]
+    assert (found.repeats, found.images) == (4, IMAGES)
+    assert found.cautions == [
+        "Not in the choice, because trained on fewer labels: few.",
+        "Not in the choice, because scored on fewer than 2 splits: once.",
+    ]
+    assert judges(found, records) == ["svm"]
+
+
+def test_of_runs_that_all_have_few_labels_those_with_the_most_are_in_the_choice() -> None:
+    params, records = runs_on_cells(five=right_in(390), twenty=right_in(310), more=right_in(305))
+    found = compared(with_labels(params, five=[5], twenty=[5, 20], more=[20]), records)
+    assert found.best == found.recommended == "twenty"
+    assert found.cautions == ["Not in the choice, because trained on fewer labels: five."]
+
+
+def test_few_labels_on_one_split_are_no_pair_with_all_on_another() -> None:
+    params, _ = two_divisions()
+    assert list(split_pairs(params)) == [("cells", "published")]
+    assert split_pairs(with_labels(params, b=[20])) == {}
 
 
 def two_divisions(strict_first: bool = True) -> tuple[Params, dict[str, Record]]:

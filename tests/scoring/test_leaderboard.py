@@ -86,6 +86,24 @@ def test_markdown_is_narrow_and_names_the_recommended_run(board: Any) -> None:
     assert {line.count("|") for line in tables} == {7}
 
 
+def test_runs_on_fewer_labels_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    params = make_params(dict.fromkeys(("probe", "few"), ("cells", "lite0", "logistic")))
+    few = params.runs["few"].model_copy(update={"labels_per_class": [5, 100]})
+    params = params.model_copy(update={"runs": {**params.runs, "few": few}})
+    records = {name: make_record(name, make_outcomes(np.arange(200) < n)) for name, n in (("probe", 150), ("few", 160))}
+    comparison = compare_runs(params, records)
+    rows, content = leaderboard_rows(params, records, comparison), comparison_content(comparison)
+    assert [row["labels_per_class"] for row in rows] == [100, "all"]
+    text = markdown(rows, content)
+    assert "| few (100 of each class) | 0.800 |" in text
+    assert "| **probe** | 0.750 |" in text
+    (tmp_path / "leaderboard.csv").write_text(csv_text(rows))
+    show(read_leaderboard(tmp_path / "leaderboard.csv"), content)
+    assert "few (100 of each class)" in capsys.readouterr().out
+    before = [{k: v for k, v in row.items() if k != "labels_per_class"} for row in rows]
+    assert "| few | 0.800 |" in markdown(before, content)  # of a revision that did not have the column
+
+
 def test_markdown_is_the_same_from_the_file_as_from_the_rows(board: Any, tmp_path: Path) -> None:
     (tmp_path / "leaderboard.csv").write_text(csv_text(board[0]))
     assert markdown(read_leaderboard(tmp_path / "leaderboard.csv"), board[1]) == markdown(*board)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +17,12 @@ import pytest
 from PIL import Image
 
 from stages.compare import compare
-from stages.files import write_json
-from stages.params import Dataset, Features, Label, Params
+from stages.files import write_json, write_table
+from stages.params import Dataset, Features, Label, Params, Split
+from stages.prepare import contradictions_table
+from stages.samples.describing import Contradiction
+from stages.samples.thumbnails import new_thumbnails, thumbnail
+from stages.scoring.metrics import Outcomes
 from stages.scoring.page import above_cuts
 from tests.browser import FLAGS, NONE, browser_path
 from tests.conftest import cell_files
@@ -62,7 +69,8 @@ def write_project(pictures: bool = True) -> Params:
     random = np.random.default_rng(0)
     modules = [f"module {i // 8:02d}" for i in range(IMAGES)]
     slices = [
-        {"column": "<i>type</i>", "value": value, "images": 80, "accuracy": 0.7, "auc": None} for value in HOSTILE
+        {"column": "<i>type</i>", "value": value, "images": 80, "accuracy": 0.7, "auc": None}
+        for value in (*HOSTILE, "plain")
     ]
     for name, (dataset, _, _, skill, cost) in runs.items():
         outcomes = make_outcomes(
@@ -95,10 +103,39 @@ def write_pictures() -> None:
             "counts": {"sound": 120, "defective": 120},
             "duplicates": 2,
             "near_duplicates": 1234,
+            "rejected": 5,
+            "described": {
+                "sizes": {"300 x 300": 2620, "40 x 30": 3},
+                "other_sizes": 1,
+                "modes": {"L": 2620, "RGB": 4},
+                "brightness": {"sound": [40.2, 91.6, 150.0], "defective": [3.0, 60.4, 99.9]},
+                "parts": {
+                    "sound": {"train": 70, "validation": 20, "test": 30},
+                    "defective": {"train": 72, "validation": 18, "test": 30},
+                },
+                "reasons": {"<b>no image</b>": 4, "the file is empty": 1},
+            },
+            "leakage": {"same_pixels": 0, "near_duplicates": 0, "test_images": 0},
+            "order": {"near": 75.0, "tested": 100},
+            "contradictions": 1,
             "pictures": {name: f"pictures/{name}.png" for name in ("sound", "defective")},
         },
     )
+    write_contradictions("cells", [("<i>a</i>.png", "b.png")])
+    write_thumbnails("cells", {"<i>a</i>.png": 0, "b.png": 255})
     write_json(Path("data/raw/photos/download.json"), {"origin": "a package", "licence": "CC <BY>"})
+
+
+def write_contradictions(dataset: str, pairs: list[tuple[str, str]]) -> None:
+    found = [Contradiction(one, other, "pixels", "sound", "defective") for one, other in pairs]
+    write_table(Path("data/prepared") / dataset / "contradictions.parquet", contradictions_table(found))
+
+
+def write_thumbnails(dataset: str, greys: dict[str, int]) -> None:
+    """Write small pictures that are of one grey each."""
+    with new_thumbnails(Path("data/prepared") / dataset / "thumbnails.parquet") as add:
+        for name, grey in greys.items():
+            add(name, thumbnail(Image.new("L", (64, 64), grey)))
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +169,139 @@ def opened(browser: Browser, report: Path, width: int = 1200, **settings: Any) -
     return Opened(context.new_page(), report)
 
 
-def test_page_tells_how_many_images_look_alike(report: Path) -> None:
-    text = report.read_text(encoding="utf-8")
-    assert "2, kept on one side" in text
-    assert "1,234 images look like another, kept on one side" in text
+def data_section(name: str, report: Path = Path("reports/report.html")) -> str:
+    """Return what the section Data says of a data set, as HTML."""
+    section = report.read_text(encoding="utf-8").split('<h2 id="data">')[1]
+    return re.split("<h3", section.split(f"<h3>{name}</h3>")[1])[0]
+
+
+def facts_of(section: str) -> dict[str, str]:
+    """Return the facts in a section as a reader sees them."""
+    found = re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", section)
+    return {name: unescape(value).replace("\u00a0", " ") for name, value in found}
+
+
+def leakage_in(section: str) -> str:
+    """Return what a section says of leakage."""
+    return unescape(section.split("<p>Leakage ")[1].split("</p>")[0]).replace("\u00a0", " ").removesuffix(".")
+
+
+def table_of(section: str, name: str) -> list[list[str]]:
+    """Return the cells of a table as a reader sees them."""
+    rows = section.split(f'<table aria-label="{name}">')[1].split("</table>")[0].split("<tr>")[1:]
+    cells = [re.findall("<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+    return [[unescape(cell).replace("\u00a0", " ") for cell in row] for row in cells]
+
+
+def test_data_are_described(report: Path) -> None:
+    section = data_section("cells", report)
+    facts = facts_of(section)
+    assert facts["licence"] == "CC <BY>"
+    assert facts["sizes"] == "2,620 of 300 x 300, 3 of 40 x 30 and 1 of other sizes; 2,620 grey and 4 colour"
+    assert facts["left out"] == "5, listed in rejected.parquet; 4: <b>no image</b>; 1: the file is empty"
+    assert facts["exact duplicates"] == "2, kept on one side"
+    assert facts["near duplicates"] == "1,234 images look like another, kept on one side"
+    assert leakage_in(section) == (
+        "by pixels: none; by looks: none; by order: likely, the training image that looks most like a test image "
+        "stands near it for 75 % of 100 test images, where 50 % is chance; module does not keep it together"
+    )
+    first = "in the first split"
+    assert table_of(section, "Classes of cells") == [
+        ["class", "images", "share", f"train {first}", f"validation {first}", f"test {first}", "brightness, of 255"],
+        ["sound", "120", "50 %", "70", "20", "30", "92 (40 to 150)"],
+        ["defective", "120", "50 %", "72", "18", "30", "60 (3 to 100)"],
+    ]
+    assert "1 pairs of images look the same and are labelled otherwise." in section
+
+
+def test_test_images_are_counted_by_slice(report: Path) -> None:
+    assert table_of(data_section("strange", report), "Slices of strange") == [
+        ["sliced by", "test images"],
+        ["<i>type</i>", "; ".join(f"{name}: 80" for name in (*HOSTILE, "plain"))],
+    ]
+    assert "Slices of cells" not in data_section("cells", report)
+
+
+def test_of_many_slices_the_largest_are_counted_and_those_of_the_class_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = {"1": 5, "2": 1200, "3": 7, "4": 8, "5": 9, "6": 10, "7": 11, "8": 6}
+    figures = {"accuracy": 0.7, "auc": None}
+    slices = [{"column": "line", "value": value, "images": n, **figures} for value, n in images.items()]
+    slices += [{"column": "class", "value": value, "images": 40, **figures} for value in ("defective", "sound")]
+    record = make_record("probe", make_outcomes(np.arange(80) % 5 > 0), slices=slices)
+    record.details["not_sliced"] = [{"column": "line", "values": 30}]
+    write_made_up(record)
+    compare(make_params({"probe": ("cells", "lite0", "logistic")}))
+    assert table_of(data_section("cells"), "Slices of cells")[1:] == [
+        ["line", "2: 1,200; 3: 7; 4: 8; 5: 9; 6: 10; 7: 11; 32 more values"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "near_duplicates", "leakage"),
+    [
+        ({}, "kept on one side", "4 test images look like one in another part of the first split"),
+        (
+            {"split": Split(column="split")},
+            "9 of them like one in another part",
+            "4 test images look like one in another part",
+        ),
+        (
+            {"near_duplicates": False},
+            "9 of them like one in another part of the first split",
+            "4 test images look like one in another part of the first split",
+        ),
+    ],
+)
+def test_near_duplicates_and_copies_on_both_sides_are_said_to_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], near_duplicates: str, leakage: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    leaks = {"same_pixels": 3, "near_duplicates": 9, "test_images": 4}
+    order = {"near": 30.0, "tested": 60}
+    write_json(Path("data/prepared/cells/dataset.json"), {"near_duplicates": 12, "leakage": leaks, "order": order})
+    write_made_up(make_record("probe", make_outcomes(np.arange(80) % 5 > 0)))
+    dataset = Dataset.model_validate({"images": "photos", "split": SPLIT, **keys})
+    compare(make_params({"probe": ("cells", "lite0", "logistic")}, datasets={"cells": dataset}))
+    section = data_section("cells")
+    assert facts_of(section)["near duplicates"] == f"12 images look like another, {near_duplicates}"
+    assert leakage_in(section) == (
+        f"by pixels: 3 images, left out because a later part holds them; by looks: {leakage}; by order: none seen, the "
+        "training image that looks most like a test image stands near it for 50 % of 60 test images, where 50 % is "
+        "chance"
+    )
+
+
+def sheet_greys(alt: str) -> list[int]:
+    """Return the grey in the middle of each picture of a contact sheet of one row."""
+    found = re.search(f'src="data:image/webp;base64,([^"]+)"[^>]*alt="{alt}"', Path("reports/report.html").read_text())
+    assert found is not None
+    sheet = Image.open(io.BytesIO(base64.b64decode(found[1]))).convert("L")
+    return [int(sheet.getpixel((4 + 196 * n + 96, 100))) for n in range((sheet.width - 4) // 196)]
+
+
+def test_contact_sheets_show_the_suspects_and_the_pairs_with_other_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # As in test_suspects.py: c and then g are taken for the other class.
+    p = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.4, 0.6], [0.3, 0.7], [0.1, 0.9], [0.65, 0.35]] * 2)
+    truth, repeats = np.array([0, 0, 0, 0, 1, 1, 1] * 2), np.repeat([0, 1], 7)
+    outcomes = Outcomes(["sound", "defective"], list("abcdefg" * 2), repeats, None, truth, p)
+    write_made_up(make_record("probe", outcomes))
+    facts = {"contradictions": 2, "content_hash": "0" * 64}
+    write_json(Path("data/prepared/cells/dataset.json"), facts)
+    write_contradictions("cells", [("a", "left-out"), ("b", "d")])
+    write_thumbnails("cells", {"a": 10, "b": 30, "c": 60, "d": 90, "e": 1, "f": 2, "g": 200, "left-out": 240})
+    compare(make_params({"probe": ("cells", "lite0", "logistic")}))
+    assert sheet_greys("Contact sheet of images of cells whose labels look wrong") == pytest.approx([60, 200], abs=4)
+    pairs = sheet_greys("Contact sheet of pairs of cells that look the same")
+    assert pairs == pytest.approx([10, 240, 30, 90], abs=4)
+    write_json(Path("data/prepared/cells/dataset.json"), {**facts, "content_hash": "1" * 64})
+    compare(make_params({"probe": ("cells", "lite0", "logistic")}))
+    assert 'whose labels look wrong"' not in Path("reports/report.html").read_text()  # pictures of other data
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -298,7 +464,7 @@ def test_same_records_give_the_same_page(report: Path, monkeypatch: pytest.Monke
 def test_pictures_are_inside_the_page_once_and_the_page_stays_small(report: Path) -> None:
     html = report.read_text()
     pictures = re.findall(r'src="data:image/webp;base64,([^"]+)"', html)
-    assert len(pictures) == len(set(pictures)) == 3
+    assert len(pictures) == len(set(pictures)) == 4
     assert len(html) < 1_500_000
 
 
@@ -312,7 +478,7 @@ def test_pictures_too_large_for_a_page_are_scaled_down_or_left_out(
         Image.fromarray(np.roll(noise, i, axis=0)).save(path)
     compare(params)
     html = Path("reports/report.html").read_text()
-    assert 1 <= html.count("data:image/webp") <= 3
+    assert 1 <= html.count("data:image/webp") <= 4
     assert len(html) < 5_000_000
 
 
