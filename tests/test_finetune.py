@@ -81,6 +81,7 @@ def write_store(
         "weights_hash": "w" * 64,
         "network": facts,
         "preprocessing_version": 1,
+        "operations": 7,
         "content_hash": "f" * 64,
     }
     order = sorted(hashes)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.cli import UserError, guard, warn
-from stages.files import FEATURES
+from stages.files import FEATURES, REPORTS
 from stages.params import Params, read_params
 
 if TYPE_CHECKING:
@@ -248,13 +248,14 @@ def main() -> None:
     """Print the table, and how well each score orders the features."""
     from stages.scoring.leaderboard import read_leaderboard
 
+    leaderboard = REPORTS / "leaderboard.csv"
     about = argparse.ArgumentParser("python -m stages.scoring.transferability", description="Rank features.")
     about.add_argument("dataset", help="a data set of params.yaml")
     dataset = about.parse_args().dataset
     scores = score_features(read_params(), dataset)
     if not scores:
         raise UserError(f"no features of the images of {dataset} are extracted: run `dvc repro`")
-    reached = measured(read_leaderboard(), dataset)
+    reached = measured(read_leaderboard(leaderboard), dataset) if leaderboard.is_file() else {}
     print("| features | LogME | H-score | N-LEEP | multiply-adds | 5-fold probe | best run |")
     print("|---|---|---|---|---|---|---|")
     for name, own in sorted(scores.items(), key=lambda item: -reached.get(item[0], 0)):

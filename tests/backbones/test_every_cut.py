@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
+import timm
 import torch
 
 from stages.backbones.cut import cuts, plain_attention, split
@@ -49,3 +51,41 @@ def test_parts_compute_what_the_whole_does_at_every_cut(library: str, name: str,
             found = parts.above(parts.below(x))
             expected, found = (o if isinstance(o, torch.Tensor) else o[0] for o in (expected, found))
             assert torch.equal(found, expected), f"{cut}, in train mode"
+
+
+DROPPING = [
+    ("test_convnext", 64, {"drop_path_rate": 0.4, "drop_rate": 0.3}),
+    ("test_efficientnet", 64, {"drop_path_rate": 0.4, "drop_rate": 0.3}),
+    ("test_byobnet", 64, {"drop_path_rate": 0.4, "drop_rate": 0.3}),
+    ("test_vit", 160, {"drop_path_rate": 0.4, "drop_rate": 0.3, "proj_drop_rate": 0.2, "attn_drop_rate": 0.2}),
+    ("test_vit", 160, {"pos_drop_rate": 0.3}),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "rates"), DROPPING, ids=[f"{name}-{len(r)}" for name, _, r in DROPPING])
+def test_with_drop_rates_the_parts_still_compute_in_training_what_the_whole_does(
+    name: str, size: int, rates: dict[str, Any]
+) -> None:
+    """The same numbers are drawn: above the cut all that drops is alive, below it nothing is."""
+    torch.manual_seed(0)
+    whole, x = timm.create_model(name, **rates).requires_grad_(False), images(size, count=6)
+    offered = cuts(whole, size)
+    tried = offered[:: -max(1, len(offered) // 10)]  # from `pooled` down
+    alive = []
+    for cut in tried:
+        parts = split(whole, cut, size)
+        whole.train()
+        parts.above.train()
+        parts.below.eval()
+        with plain_attention(), torch.no_grad():
+            torch.manual_seed(1)
+            expected = whole(x)
+            torch.manual_seed(1)
+            found = parts.above(parts.below(x))
+            assert torch.equal(found, expected), cut
+            if not torch.equal(parts.above(parts.below(x)), found):  # other numbers, another result
+                alive.append(cut)
+            whole.eval()
+            assert torch.equal(parts.above.eval()(parts.below(x)), whole(x)), cut
+    # Dropout of positions lies above the first layer alone.
+    assert alive == [cut for cut in tried if "drop_rate" in rates or cut.startswith("patch_embed")] != []

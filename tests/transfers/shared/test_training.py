@@ -13,6 +13,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from stages.backbones.cut import counting, split
 from stages.cli import UserError
@@ -187,6 +188,63 @@ def test_the_epoch_of_lowest_validation_loss_is_kept(data: TrainingData) -> None
     assert -np.log(p).mean() == pytest.approx(min(losses), rel=1e-5)
 
 
+class Watched:
+    """Activations that note which rows are read in which views, in the order in which they are asked for."""
+
+    def __init__(self, activations: np.ndarray) -> None:
+        self.activations, self.shape = activations, activations.shape
+        self.rows, self.views = list[int](), list[int]()
+
+    def __len__(self) -> int:
+        return len(self.activations)
+
+    def __getitem__(self, where: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        self.rows.extend(where[0].tolist())
+        self.views.extend(where[1].tolist())
+        return np.asarray(self.activations[where])
+
+
+def test_each_epoch_draws_a_view_of_each_image_anew(data: TrainingData) -> None:
+    watched = Watched(data.training.activations)
+    given = replace(data, training=replace(data.training, activations=watched))
+    fit(params(start="zero", epochs=6), given, 0)  # a probe would read views as well
+    rows, views = (np.reshape(noted, (6, 48)) for noted in (watched.rows, watched.views))
+    assert (np.sort(rows, axis=1) == np.arange(48)).all()
+    assert not (rows[0] == rows[1]).all()
+    drawn = np.take_along_axis(views, np.argsort(rows, axis=1), axis=1)  # of each epoch the view of each image
+    assert (np.abs(drawn.mean(axis=1) - 0.5) < 0.25).all()  # both in each epoch: 3.5 times the counting error
+    assert np.abs((drawn[1:] == drawn[:-1]).mean(axis=1) - 0.5).max() < 0.25  # an image's next view is another draw
+    assert (drawn == drawn[0]).all(axis=0).sum() < 8  # 48 / 2^5 are the same all along by chance
+
+
+def test_images_as_they_are_have_the_first_view_alone(data: TrainingData) -> None:
+    watched = Watched(data.training.activations)
+    fit(params(views="identity"), replace(data, training=replace(data.training, activations=watched)), 0)
+    assert set(watched.views) == {0}
+
+
+def test_a_prediction_is_the_mean_of_the_probabilities_of_all_views(data: TrainingData) -> None:
+    """By the undivided network with the trained weights; the mean of the logits would be something else."""
+    first, second = data.validation.activations[:, 0], data.validation.activations[:, 1]
+    stored = np.stack([first, second, 3 * first[::-1]], axis=1)
+    model = fit(params(epochs=2, learning_rate=0.003), data, 0)
+    whole, head = a_network(), nn.Linear(96, 2)
+    trained = {name: torch.from_numpy(array) for name, array in model.arrays.items()}
+    whole.load_state_dict(
+        {n.removeprefix("body."): t for n, t in trained.items() if n.startswith("body")}, strict=False
+    )
+    head.load_state_dict({n.removeprefix("head."): t for n, t in trained.items() if n.startswith("head")})
+    with torch.no_grad():
+        maps = [whole.layer4(whole.layer3(torch.from_numpy(stored[:, view].copy()))) for view in range(3)]
+        logits = torch.stack([head(whole.global_pool(m)) for m in maps]).double() / model.facts["temperature"]
+    expected = logits.softmax(2).mean(0).numpy()
+    assert model.facts["temperature"] != pytest.approx(1, abs=0.01)
+    assert np.abs(logits.mean(0).softmax(1).numpy() - expected).max() > 0.01
+    np.testing.assert_allclose(model.predict_proba(stored), expected, rtol=1e-4, atol=1e-6)
+    one = fit(params(epochs=2, learning_rate=0.003, average_views=False), data, 0)
+    np.testing.assert_allclose(one.predict_proba(stored), logits[0].softmax(1).numpy(), rtol=1e-4, atol=1e-6)
+
+
 def test_soft_labels_and_smoothing_are_what_the_loss_falls_to(data: TrainingData) -> None:
     """Where a head can fit everything, its probabilities become the targets."""
     long = {"epochs": 40, "learning_rate": 0.01, "weight_decay": 0.0, "views": "identity", "average_views": False}
@@ -337,6 +395,17 @@ def test_bfloat16_comes_to_what_float32_comes_to(data: TrainingData) -> None:
     assert {array.dtype for array in found[1].arrays.values()} == {array.dtype for array in found[0].arrays.values()}
 
 
+def test_bfloat16_predicts_the_classes_that_float32_predicts(data: TrainingData) -> None:
+    keys = {"epochs": 6, "learning_rate": 0.002, "average": 0.9}
+    images, labels = data.validation.activations, data.validation.labels
+    found = [fit(params(**keys, precision=precision), data, 0) for precision in ("float32", "bfloat16")]
+    full, half = (model.predict_proba(images) for model in found)
+    assert (full.argmax(1) == labels).mean() == 1
+    assert (half.argmax(1) == labels).mean() == 1
+    assert not np.array_equal(full, half)
+    assert np.abs(full - half).max() < 0.05
+
+
 def test_mixup_mixes_images_and_labels_by_the_same_share() -> None:
     torch.manual_seed(0)
     inputs, targets = torch.arange(8.0).reshape(8, 1, 1, 1).expand(8, 2, 3, 3), torch.eye(8)
@@ -356,6 +425,79 @@ def test_cutmix_takes_labels_by_the_area_that_is_left() -> None:
     assert 0.4 < share < 1
     with pytest.raises(UserError, match="cutmix needs maps at the cut"):
         cut_and_paste(torch.zeros(4, 7, 5), other, 0.6)
+
+
+def test_cutmix_mixes_labels_by_the_area_that_was_pasted_and_not_by_the_share_that_was_drawn() -> None:
+    """Where the rectangle reaches over the edge less is pasted than was drawn."""
+    alpha, apart = 1.0, []
+    inputs = torch.eye(8)[:, :, None, None].expand(8, 8, 7, 7).contiguous()  # each image has a channel of its own
+    for seed in range(30):
+        torch.manual_seed(seed)
+        drawn = float(torch.distributions.Beta(alpha, alpha).sample())
+        torch.manual_seed(seed)
+        images, labels, weights = mixed(inputs, torch.eye(8), torch.ones(8), 0.0, alpha, 0.0)
+        assert torch.allclose(labels, images.mean((2, 3)), atol=1e-6)
+        assert torch.allclose(weights, torch.ones(8))
+        apart.append(abs(float(labels.diagonal().min()) - drawn))
+    assert max(apart) > 0.1
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.7, 0.0), (0.0, 0.7)])
+def test_images_of_unequal_weight_are_mixed_with_their_weights(mixup: float, cutmix: float) -> None:
+    """The loss of a mixed image is that of each of the two labels, by its image's share and its image's weight."""
+    own = torch.tensor([0.25, 4.0, 1.0, 0.5, 2.0, 1.0])
+    logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    each = torch.stack([cross_entropy(logits, torch.full((6,), k), reduction="none") for k in range(6)], dim=1)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        inputs = torch.eye(6)[:, :, None, None].expand(6, 6, 8, 8).contiguous()
+        images, labels, weights = mixed(inputs, torch.eye(6), own, mixup, cutmix, 0.0)
+        shares = images.mean((2, 3))  # of each image in each mixed one
+        loss = weights * training._lost(logits, labels, False)
+        torch.testing.assert_close(loss, (shares * own * each).sum(1))
+        torch.testing.assert_close(labels.sum(1), torch.ones(6))
+
+
+@pytest.mark.parametrize("key", ["mixup", "cutmix", "jitter", "dropout"])
+def test_what_is_for_few_labels_changes_a_training_and_is_drawn_from_the_seed(key: str, data: TrainingData) -> None:
+    plain, one, again, other = (fit(params(**{key: v}), data, s) for v, s in ((0.0, 0), (0.5, 0), (0.5, 0), (0.5, 1)))
+    assert one.history == again.history
+    assert one.history[0] != plain.history[0]
+    assert one.history[0] != other.history[0]
+    assert all(np.isfinite(array).all() for array in one.arrays.values())
+
+
+def test_cutmix_of_what_are_no_maps_is_an_error_of_one_line(data: TrainingData) -> None:
+    vectors = [replace(part, activations=part.activations.mean((3, 4))) for part in (data.training, data.validation)]
+    pooled = replace(data, training=vectors[0], validation=vectors[1], above=lambda: Above(nn.Identity(), 48, 2, "fc"))
+    with pytest.raises(UserError, match="cutmix needs maps at the cut; what is stored there is none: use mixup"):
+        fit(params(cutmix=0.5, start="zero"), pooled, 0)
+
+
+def test_dropout_leaves_out_what_the_head_reads_while_it_trains_and_nothing_when_it_predicts(
+    data: TrainingData,
+) -> None:
+    """Inverted dropout: what is kept grows by as much as is left out."""
+    assert data.above is not None
+    network, read = data.above(), dict[str, list[tuple[torch.Tensor, torch.Tensor]]](trained=[], predicted=[])
+
+    def note(head: nn.Module, given: tuple[torch.Tensor]) -> None:
+        read["trained" if head.training else "predicted"].append((vectors[-1], given[0].detach().clone()))
+
+    vectors: list[torch.Tensor] = []
+    network.body.register_forward_hook(lambda *given: vectors.append(given[-1].detach().clone()))
+    network.head.register_forward_pre_hook(note)
+    model = fit(params(dropout=0.75, start="zero"), replace(data, above=lambda: network), 0)
+    given, kept = (torch.cat(parts) for parts in zip(*read["trained"], strict=True))
+    assert len(given) == 3 * 48
+    left_out = (kept == 0) & (given != 0)
+    assert float(left_out[given != 0].float().mean()) == pytest.approx(0.75, abs=0.02)
+    torch.testing.assert_close(kept, torch.where(left_out, 0, given * 4))
+    assert len(read["predicted"]) >= 3
+    assert all(torch.equal(given, kept) for given, kept in read["predicted"])
+    images = data.validation.activations
+    assert np.array_equal(model.predict_proba(images), model.predict_proba(images))
+    assert model.network.dropout.training is False
 
 
 def test_jitter_shifts_whole_channels_within_their_range() -> None:
@@ -466,6 +608,29 @@ def test_blocks_are_skipped_for_as_many_images_as_was_said_and_none_in_a_predict
     kept = uppermost(torch.ones(4000, 2, 1, 1)).flatten(1).amax(1) > 0
     assert float(kept.float().mean()) == pytest.approx(0.5, abs=0.05)
     assert torch.equal(found[-1].eval()(torch.ones(4)), torch.ones(4))
+
+
+def test_blocks_of_torchvisions_networks_are_skipped_as_often_and_none_in_a_prediction() -> None:
+    """Two blocks of a small ConvNeXt lie above the cut; it is made with a share of 0."""
+    torch.manual_seed(0)
+    whole = ConvNeXt([CNBlockConfig(16, 32, 2), CNBlockConfig(32, None, 2)], num_classes=10)
+    above = lying_above(whole, FACTS, "features.1", 32, 2)
+    training._set_dropout(above, params(stochastic_depth=0.6))
+    skipping = [m for m in above.body.modules() if type(m).__name__ == "StochasticDepth"]
+    branches: dict[nn.Module, list[torch.Tensor]] = {module: [] for module in skipping}
+    for module in skipping:
+        module.register_forward_hook(lambda own, _, out: branches[own].append(out.detach().flatten(1).abs().amax(1)))
+    activations = torch.randn(1000, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        above.training_mode()
+        above(activations)
+        shares = [float((torch.cat(rows) == 0).float().mean()) for rows in branches.values()]
+        assert shares == pytest.approx([0.3, 0.6], abs=0.05)  # 3 times the counting error
+        for rows in branches.values():
+            rows.clear()
+        above.eval()(activations)
+        assert all((torch.cat(rows) > 0).all() for rows in branches.values())
 
 
 def test_blocks_that_cannot_be_skipped_are_an_error_of_one_line(data: TrainingData) -> None:
