@@ -5,7 +5,7 @@
 
 Columns: `class`; `split` (train, validation, test) when all images lie in such folders; `folder`, the next folder
 below the class, when there is any: a patient, a day, a camera to group by; `folder_2` and so on for those below it.
-Hidden files and folders are passed over.
+Hidden files and folders are passed over; images in no class and links that lead nowhere are listed in rejected.parquet.
 
     downloads:
       photos: {source: folder, path: photos}             # packed into shards, a copy that DVC versions

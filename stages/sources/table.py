@@ -6,7 +6,7 @@
 One column holds the images' paths, from `root` on; all others are kept, to be named as label, group or split. In a CSV
 file (UTF-8; commas, semicolons or tabs) a column is one of numbers when every value in it is written as one, so
 that 007 stays a word; an empty field is no value. A row whose image is not there, cannot be read or lies outside the
-root is listed in rejected.parquet and left out.
+root, also by a link in it, is listed in rejected.parquet and left out.
 
     downloads:
       scans: {source: table, path: scans.csv}                              # paths from the table's folder on
