@@ -178,7 +178,7 @@ class Dataset(Entry):
         ge=0,
         le=1,
         exclude=True,  # it stops a stage, and changes no sample
-        description="largest share of the images that may be missing or broken; they are left out",
+        description="largest share of the images that may be missing, broken or of no known label; they are left out",
     )
 
 

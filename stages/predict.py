@@ -184,7 +184,8 @@ def image_paths(arguments: Sequence[str]) -> Iterator[str]:
     """
     from stages.sources.folder import find_images
 
-    folders = {name: find_images(Path(name))[0] for name in arguments if name != "-" and Path(name).is_dir()}
+    named = [name for name in arguments if name != "-" and Path(name).is_dir()]
+    folders = {name: [path for some in find_images(Path(name))[:2] for path in some] for name in named}
     for name, found in folders.items():
         if not found:
             raise UserError(f"{name} holds no images")

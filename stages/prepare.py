@@ -10,7 +10,7 @@ images of one group, stay on one side of every split.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +46,16 @@ def prepare(name: str, entry: Dataset) -> None:
     images = read_images(entry.images)
     check_columns(images, entry, where)
     labels = make_labels(images.table, entry.label, where)
-    weights = read_weights(images.table, entry.weight, where) if entry.weight else None
-    brought = read_parts(images.table[entry.split.column], entry.split.column, where) if entry.split.column else None
+    weights, no_weight = read_weights(images.table, entry.weight, where) if entry.weight else (None, {})
+    column = entry.split.column
+    brought, no_part = read_parts(images.table[column], column, where) if column else (None, {})
+    unusable = {**no_part, **no_weight, **labels.wrong}
+    check_usable(images, unusable, entry.max_unreadable, where)  # all of them are decoded only if it is worth it
     with new_folder(PREPARED / name) as folder:
         checked = check_images(images, folder / "thumbnails.parquet")
-        check_readable(images, checked, entry.max_unreadable, where)
-        reasons = why_left_out(images, checked, labels, brought, entry)
+        unusable |= {row: image.reason for row, image in enumerate(checked) if image.reason is not None}
+        check_usable(images, unusable, entry.max_unreadable, where)
+        reasons = why_left_out(images, checked, unusable, labels, brought, entry)
         rows = np.array([row for row, reason in enumerate(reasons) if reason is None], np.int64)
         if not len(rows):
             raise UserError(f"data/raw/{entry.images}: no image can be used; the first of {len(images)}: {reasons[0]}")
@@ -111,25 +115,31 @@ def check_columns(images: Images, entry: Dataset, where: str) -> None:
         raise UserError("\n".join(wrong))
 
 
-def check_readable(images: Images, checked: Sequence[Checked], limit: float, where: str) -> None:
-    """Raise UserError when more than a share of the images, and more than one, is missing or broken."""
-    names = images.table["sample"].to_pylist()
-    broken = [(name, image.reason) for name, image in zip(names, checked, strict=True) if image.reason is not None]
-    broken += images.rejected
-    total = len(images) + len(images.rejected)
-    if len(broken) > max(1, limit * total):
-        name, reason = broken[0]
+def check_usable(images: Images, unusable: Mapping[int, str], limit: float, where: str) -> None:
+    """Raise UserError when more than a share of the images, and more than one, is missing, broken or wrongly labelled.
+
+    unusable : why images that were fetched cannot be used, by their row
+    """
+    lost = [(images.table["sample"][row].as_py(), unusable[row]) for row in sorted(unusable)[:1]] + images.rejected
+    count, total = len(unusable) + len(images.rejected), len(images) + len(images.rejected)
+    if count > max(1, limit * total):
+        name, reason = lost[0]
         raise UserError(
-            f"params.yaml: {where}: {len(broken):,} of {total:,} images are missing or broken, more than "
-            f"max_unreadable ({limit:g}) allows; the first: {name}: {reason}"
+            f"params.yaml: {where}: {count:,} of {total:,} images cannot be used, more than max_unreadable ({limit:g}) "
+            f"allows; the first: {name}: {reason}"
         )
 
 
 def why_left_out(
-    images: Images, checked: Sequence[Checked], labels: Labels, brought: Ints | None, entry: Dataset
+    images: Images,
+    checked: Sequence[Checked],
+    unusable: Mapping[int, str],
+    labels: Labels,
+    brought: Ints | None,
+    entry: Dataset,
 ) -> list[str | None]:
     """Return for each image None, or the reason why it is no sample."""
-    reasons = [image.reason for image in checked]
+    reasons = [unusable.get(row) for row in range(len(images))]
     for row, label in enumerate(labels.index):
         if label < 0:
             reasons[row] = reasons[row] or f"no label: the column {', '.join(entry.label.columns)} is empty"

@@ -209,7 +209,7 @@ def test_a_data_set_of_broken_images_is_prepared_without_them(tmp_path: Path, mo
     ]
     write_images(folder, found, source="test", origin="a test", licence="none")
     entry = {"images": "photos", "split": {"test": 0.25}}
-    with pytest.raises(UserError, match=r"datasets.mine: \d+ of 80 images are missing or broken, more than max_unread"):
+    with pytest.raises(UserError, match=r"datasets.mine: \d+ of 80 images cannot be used, more than max_unread"):
         prepare("mine", Dataset.model_validate(entry))
     assert not Path("data/prepared/mine").exists()
     prepare("mine", Dataset.model_validate({**entry, "max_unreadable": 1.0}))

@@ -381,3 +381,9 @@ def brought_by(names: set[str]) -> set[str]:
             wanted = {canonicalize_name(r.name) for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})}
             new |= wanted - found
     return found
+
+
+def test_a_link_that_leads_nowhere_is_predicted_as_a_file_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(b"")
+    (tmp_path / "2.png").symlink_to("nowhere")
+    assert list(module.image_paths([str(tmp_path)])) == [str(tmp_path / name) for name in ("1.png", "2.png")]

@@ -57,7 +57,7 @@ def describe(checked: Sequence[Checked], labels: Labels, part: Ints, rejected: p
 
 def _kind(reason: str) -> str:
     """Return a reason without the names in it, so that equal ones are counted together."""
-    for start in ("same pixels as", "it lies outside", "it is not there"):
+    for start in ("same pixels as", "it lies outside", "it is not there", "unknown label"):
         if reason.startswith(start):
             return start if start != "same pixels as" else LEFT_OUT_COPY
     return reason

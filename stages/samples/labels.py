@@ -6,8 +6,7 @@ Or several labels of an image: a column of each, or several values in a cell.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from stages.cli import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -36,15 +35,17 @@ class Labels:
         labels, a number for each set of labels.
     soft : (images, classes) the probability of each class, NaN where the source gives none; None without any
     several : (images, classes) bool, the labels of each image; None where each has one class
+    wrong : of each image whose cells are no label, by its row, why
     """
 
     classes: list[str]
     index: NDArray[np.int64]
     soft: NDArray[np.float32] | None = None
     several: NDArray[np.bool_] | None = None
+    wrong: Mapping[int, str] = field(default_factory=dict)
 
     def take(self, rows: NDArray[np.int64]) -> Labels:
-        """Return the labels of some images."""
+        """Return the labels of some images, which have one."""
         return Labels(
             self.classes,
             self.index[rows],
@@ -78,8 +79,8 @@ def make_labels(source: pa.Table, label: Label, where: str) -> Labels:
     """Make classes of a column's values, and their probabilities of others where the entry names them.
 
     where : the entry in params.yaml, for messages ("datasets.cells").
-    Raises UserError when a threshold meets words, when fewer than two classes come out, for probabilities that are
-    none or of other classes, and for a label that no image has, or every one.
+    Raises UserError when a threshold meets only words, when fewer than two classes come out, for probabilities that are
+    all none or of other classes, and for a label that no image has, or every one.
     """
     if label.multi_label:
         return _make_several(source, label, f"params.yaml: {where}.label")
@@ -90,53 +91,89 @@ def make_labels(source: pa.Table, label: Label, where: str) -> Labels:
     if isinstance(label.soft, dict):
         if sorted(label.soft) != sorted(labels.classes):
             raise UserError(f"{place} names {', '.join(label.soft)}; the classes are {', '.join(labels.classes)}")
-        columns = [_probabilities(source[name], name, place) for name in map(label.soft.__getitem__, labels.classes)]
+        wrong = dict(labels.wrong)
+        columns = []
+        for name in map(label.soft.__getitem__, labels.classes):
+            numbers, none = _probabilities(source[name], place, name)
+            columns.append(numbers)
+            wrong |= none
         soft = np.stack(columns, axis=1)
-        wrong = np.flatnonzero(np.abs(soft.sum(axis=1) - 1) > SUM_TOLERANCE)
-        if len(wrong):
-            total, sample = soft.sum(axis=1)[wrong[0]], source["sample"][int(wrong[0])]
-            raise UserError(f"{place}: the probabilities of {sample} have the sum {total:g}, and not 1")
-        return Labels(labels.classes, labels.index, soft / soft.sum(axis=1, keepdims=True))
+        totals = soft.sum(axis=1)
+        off = np.flatnonzero(np.abs(totals - 1) > SUM_TOLERANCE).tolist()
+        if off and len(off) == np.isfinite(totals).sum():
+            sample = source["sample"][off[0]]
+            raise UserError(f"{place}: the probabilities of {sample} have the sum {totals[off[0]]:g}, and not 1")
+        wrong |= {row: f"unknown label: its probabilities have the sum {totals[row]:g}, and not 1" for row in off}
+        soft[off] = math.nan
+        return replace(labels, soft=soft / soft.sum(axis=1, keepdims=True), wrong=wrong)
     if len(labels.classes) != 2:
         raise UserError(f"{place} needs two classes, here are {len(labels.classes)}; name a column for each class")
-    second = _probabilities(source[label.soft], label.soft, place)
-    return Labels(labels.classes, labels.index, np.stack([1 - second, second], axis=1))
+    second, none = _probabilities(source[label.soft], place, label.soft)
+    return replace(labels, soft=np.stack([1 - second, second], axis=1), wrong={**labels.wrong, **none})
 
 
-def read_weights(source: pa.Table, column: str, where: str) -> NDArray[np.float64]:
-    """Return how much each image counts, 1 where the column is empty; raises UserError for what is no weight."""
-    values = [1.0 if _is_absent(value) else value for value in source[column].to_pylist()]
-    for value in values:
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise UserError(f"params.yaml: {where}.weight: the column {column} holds {value!r}, which is no weight")
-    return np.array(values, np.float64)
+def read_weights(source: pa.Table, column: str, where: str) -> tuple[NDArray[np.float64], dict[int, str]]:
+    """Return how much each image counts, 1 where the column is empty; and of rows that hold no weight, why.
+
+    Raises UserError when all hold none.
+    """
+    place = f"params.yaml: {where}.weight"
+    numbers, wrong = _numbers(source[column], place, column, "no weight", lambda number: 0 < number < math.inf)
+    return np.where(np.isnan(numbers), 1.0, numbers), wrong
 
 
-def _probabilities(column: pa.ChunkedArray, name: str, place: str) -> NDArray[np.float32]:
-    values = [math.nan if _is_absent(value) else value for value in column.to_pylist()]
-    wrong = next((v for v in values if not isinstance(v, int | float) or not (math.isnan(v) or 0 <= v <= 1)), None)
-    if wrong is not None:
-        raise UserError(f"{place}: the column {name} holds {wrong!r}, which is no probability")
-    return np.array(values, np.float32)
+def _probabilities(column: pa.ChunkedArray, place: str, name: str) -> tuple[NDArray[np.float32], dict[int, str]]:
+    numbers, wrong = _numbers(column, place, name, "no probability", lambda number: 0 <= number <= 1)
+    return numbers.astype(np.float32), {row: f"unknown label: {why}" for row, why in wrong.items()}
+
+
+def _numbers(
+    column: pa.ChunkedArray, place: str, name: str, what: str, fits: Callable[[float], bool], hint: str = ""
+) -> tuple[NDArray[np.float64], dict[int, str]]:
+    """Return the numbers in a column, NaN for an empty cell and one that does not fit; and of the latter rows why.
+
+    place, what, hint : for the reason, and for the UserError that is raised when no cell fits
+    """
+    cells = column.to_pylist()
+    read = [_number(cell) for cell in cells]
+    numbers = np.array([number if fits(number) else math.nan for number in read], np.float64)
+    wrong = {
+        row: f"the column {name} holds {cells[row]!r}, which is {what}"
+        for row in np.flatnonzero(np.isnan(numbers)).tolist()
+        if not _is_absent(cells[row])
+    }
+    if wrong and np.isnan(numbers).all():
+        raise UserError(f"{place}: {next(iter(wrong.values()))}{hint}")
+    return numbers, wrong
+
+
+def _number(cell: Any) -> float:
+    """Return the number in a cell, NaN where it is none; beside a word, numbers of a CSV file are words, too."""
+    try:
+        return float(cell) if isinstance(cell, int | float | str) else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 def _make_labels(column: pa.ChunkedArray, label: Label, where: str) -> Labels:
-    values = [None if _is_absent(value) else value for value in column.to_pylist()]
     name = label.columns[0]
     if label.thresholds:
-        labels = _cut(values, name, label.thresholds, where)
+        labels = _cut(column, name, label.thresholds, f"params.yaml: {where}.label.threshold")
     else:
+        values = [None if _is_absent(value) else value for value in column.to_pylist()]
         present = sorted({value for value in values if value is not None})
         place = {value: index for index, value in enumerate(present)}
         labels = Labels(names(present), np.array([place.get(value, -1) for value in values], np.int64))
     if len(labels.classes) < 2:
         found = f"only the class {labels.classes[0]}" if labels.classes else "no class"
+        found += f", and {next(iter(labels.wrong.values()))}" if labels.wrong else ""
         raise UserError(f"params.yaml: {where}.label: the column {name} makes {found}; it takes two")
     return labels
 
 
 def _make_several(source: pa.Table, label: Label, place: str) -> Labels:
     """Make labels of which an image may have several; an image of which the source tells nothing has the index -1."""
+    wrong = {}
     if label.separator is not None:
         cells = [_parts(value, label.separator) for value in source[label.columns[0]].to_pylist()]
         classes = sorted({name for cell in cells for name in cell})
@@ -144,17 +181,20 @@ def _make_several(source: pa.Table, label: Label, place: str) -> Labels:
         known = np.array([bool(cell) for cell in cells], np.bool_)
     else:
         classes = sorted(label.columns)
-        columns = [_yes_or_no(source[name], name, label.thresholds, place) for name in classes]
+        read = [_yes_or_no(source[name], name, label.thresholds, place) for name in classes]
+        columns = [answers for answers, _ in read]
+        wrong = {row: f"unknown label: {why}" for _, none in reversed(read) for row, why in none.items()}
         several = np.array([[value is True for value in column] for column in columns], np.bool_).T
         known = np.array([any(value is not None for value in row) for row in zip(*columns, strict=True)], np.bool_)
+        known[list(wrong)] = False
     if len(classes) < 2:
         raise UserError(f"{place}: the column {label.columns[0]} makes {len(classes)} labels; it takes two")
-    for name, count in zip(classes, several.sum(axis=0), strict=True):
+    for name, count in zip(classes, several[known].sum(axis=0), strict=True):
         if count in (0, known.sum()):
             which = "no image" if count == 0 else "every image"
             raise UserError(f"{place}: {which} has the label {name}: there is nothing to learn of it; leave it out")
     sets = np.unique(several, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
-    return Labels(classes, np.where(known, sets, -1), several=several)
+    return Labels(classes, np.where(known, sets, -1), several=several, wrong=wrong)
 
 
 def _parts(cell: Any, separator: str) -> set[str]:
@@ -164,43 +204,44 @@ def _parts(cell: Any, separator: str) -> set[str]:
 
 ANSWERS = {1: True, 0: False, "1": True, "0": False, "true": True, "false": False, "yes": True, "no": False}
 """What a column of one label may hold; a truth value is a number here, as in Python."""
+NO_THRESHOLD = "; leave the threshold out, or name a column of numbers"
 
 
-def _yes_or_no(column: pa.ChunkedArray, name: str, thresholds: Sequence[float], place: str) -> list[bool | None]:
-    """Return of each image whether it has a label; None where the source does not tell."""
-    found: list[bool | None] = []
-    for value in column.to_pylist():
-        read = None if _is_absent(value) else value.strip().lower() if isinstance(value, str) else value
-        if read is None:
-            found.append(None)
-        elif thresholds:
-            if not isinstance(read, int | float):
-                raise UserError(f"{place}.threshold: the column {name} holds words such as {value!r}")
-            found.append(read >= thresholds[0])
-        elif read in ANSWERS:
-            found.append(ANSWERS[read])
-        else:
-            hint = "; name a threshold from which on an image has it" if isinstance(read, int | float) else ""
-            raise UserError(f"{place}: the column {name} holds {value!r}, which is neither 0 nor 1{hint}")
-    return found
+def _yes_or_no(
+    column: pa.ChunkedArray, name: str, thresholds: Sequence[float], place: str
+) -> tuple[list[bool | None], dict[int, str]]:
+    """Return of each image whether it has a label, None where the source does not tell; and of rows that say else, why.
+
+    Raises UserError when all that say something say something else.
+    """
+    if thresholds:
+        numbers, wrong = _numbers(column, f"{place}.threshold", name, "no number", lambda _: True, NO_THRESHOLD)
+        return [None if math.isnan(number) else number >= thresholds[0] for number in numbers.tolist()], wrong
+    cells = [None if _is_absent(cell) else cell for cell in column.to_pylist()]
+    found = [ANSWERS.get(cell.strip().lower() if isinstance(cell, str) else cell) for cell in cells]
+    wrong = {
+        row: f"the column {name} holds {cell!r}, which is neither 0 nor 1"
+        for row, (cell, answer) in enumerate(zip(cells, found, strict=True))
+        if cell is not None and answer is None
+    }
+    if wrong and all(answer is None for answer in found):
+        hint = "; name a threshold from which on an image has it" if isinstance(cells[min(wrong)], int | float) else ""
+        raise UserError(f"{place}: {wrong[min(wrong)]}{hint}")
+    return found, wrong
 
 
 def _is_absent(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def _cut(values: Sequence[Any], column: str, thresholds: Sequence[float], where: str) -> Labels:
+def _cut(column: pa.ChunkedArray, name: str, thresholds: Sequence[float], place: str) -> Labels:
     """Make a class of each range between thresholds, the lower one included; a range without an image is no class."""
-    words = next((value for value in values if not isinstance(value, int | float | None)), None)
-    if words is not None:
-        raise UserError(
-            f"params.yaml: {where}.label.threshold is {', '.join(f'{t:g}' for t in thresholds)}, but the column "
-            f"{column} holds words such as {words!r}: leave the threshold out, or name a column of numbers"
-        )
-    ranges = np.array([-1 if value is None else bisect_right(thresholds, value) for value in values], np.int64)
+    numbers, none = _numbers(column, place, name, "no number", lambda _: True, NO_THRESHOLD)
+    ranges = np.where(np.isnan(numbers), -1, np.searchsorted(thresholds, numbers, side="right"))
     present = np.unique(ranges[ranges >= 0])
     index = np.where(ranges < 0, -1, np.searchsorted(present, ranges))
-    return Labels([f"{column} {_range(thresholds, at)}" for at in present.tolist()], index)
+    wrong = {row: f"unknown label: {why}" for row, why in none.items()}
+    return Labels([f"{name} {_range(thresholds, at)}" for at in present.tolist()], index, wrong=wrong)
 
 
 def _range(thresholds: Sequence[float], at: int) -> str:

@@ -19,22 +19,24 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 
-def read_parts(column: pa.ChunkedArray, name: str, where: str) -> Ints:
-    """Return the part of each image (0 train, 1 validation, 2 test; -1 where the column is empty).
+def read_parts(column: pa.ChunkedArray, name: str, where: str) -> tuple[Ints, dict[int, str]]:
+    """Return the part of each image (0 train, 1 validation, 2 test; -1 for none), and of rows that name none, why.
 
     The words are those that folders of a split may be called, val and testing among them, in any case.
 
-    Raises UserError for a word that names no part, and when there is no training or no test part.
+    Raises UserError when there is no training or no test part, with a word that names no part if there is one.
     """
     values = [SPLIT_WORDS.get(str(value).lower(), value) if value else None for value in column.to_pylist()]
     place = f"params.yaml: {where}.split.column: the column {name}"
-    for value in values:
-        if value not in (None, *PARTS):
-            raise UserError(f"{place} holds {value!r}; it may hold train, validation and test")
+    unknown = {row: value for row, value in enumerate(values) if value not in (None, *PARTS)}
+    if unknown and not {"train", "test"} <= set(values):
+        value = next(iter(unknown.values()))
+        raise UserError(f"{place} holds {value!r}; it may hold train, validation and test")
     for needed in ("train", "test"):
         if needed not in values:
             raise UserError(f"{place} brings no {needed} part: leave split.column out, and the samples are split here")
-    return np.array([PARTS.index(value) if value else -1 for value in values], np.int64)
+    parts = np.array([PARTS.index(value) if value in PARTS else -1 for value in values], np.int64)
+    return parts, {row: f"in no part: the column {name} holds {value!r}" for row, value in unknown.items()}
 
 
 def leaks(parts: Ints, pixel_hashes: Sequence[str], samples: Sequence[str]) -> list[str | None]:

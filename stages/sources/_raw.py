@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import tarfile
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -26,7 +27,7 @@ import numpy as np
 
 from stages.cli import UserError, progress, warn
 from stages.files import RAW, hash_bytes, read_json, read_table, write_json, write_table
-from stages.sources.shared.remote import STREAMS, NotThereError, Remote, is_url
+from stages.sources.shared.remote import OUTAGE, STREAMS, NotThereError, Remote, UnreadableError, is_url
 from stages.threads import begun_in_threads, in_threads
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Found:
     """An image that a source has found: its name, where its bytes are, and a value for each column of the source.
 
     path : its file; or what gives its bytes, called from any thread, where it lies in no file of its own; it raises
-        NotThereError where there are none
+        NotThereError, or UnreadableError, where there are none
     """
 
     sample: str
@@ -146,6 +147,8 @@ class _Places:
             place, again = f"{self.remote.url}/{file}", f"`dvc repro --force fetch@{self.name}`, which lists it"
             try:
                 content = self.remote.read(file)
+            except UnreadableError as error:
+                raise UserError(f"{place}: {error}") from None
             except NotThereError:
                 content = b""
         if len(content) != self.length[row] or hash_bytes(content) != self.table["image_hash"][row].as_py():
@@ -167,14 +170,17 @@ def _content(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _content_of(image: Found) -> bytes | str:
+def _content_of(image: Found) -> bytes | NotThereError:
     """Return the bytes of a found image; or why there are none."""
-    if isinstance(image.path, Path):
-        return _content(image.path)
     try:
-        return image.path()
+        return image.path.read_bytes() if isinstance(image.path, Path) else image.path()
     except NotThereError as error:
-        return str(error)
+        return error
+    except OSError as error:
+        if not isinstance(image.path, Path):
+            raise
+        own = isinstance(error, FileNotFoundError | PermissionError)
+        return (NotThereError if own else UnreadableError)(f"it cannot be read: {error.strerror}")
 
 
 def read_images(name: str) -> Images:
@@ -205,68 +211,76 @@ def write_images(
         `sample` leads on: they stay there, and only their size and hash are recorded.
     rejected : what is listed and cannot be brought, by name, and why; streams : how many images are read at once
     more : further facts for download.json.
-    Raises UserError when there are no images, when two have one name, and when a file cannot be read.
+    An image that cannot be read is left out, and listed with the others that are rejected. Raises UserError when there
+    are no images, when two have one name, when none can be read, or so many one after the other that it is not theirs.
     """
-    ordered = sorted(found, key=lambda image: image.sample)
-    _check(ordered, origin)
-    found_rows = _pack(folder, ordered, streams) if root is None else _link(ordered, streams)
-    rows, kept, lacking = [], [], []
-    for image, row in zip(ordered, found_rows, strict=True):
-        if isinstance(row, str):
-            lacking.append((image.sample, row))
-        else:
-            kept.append(image)
-            rows.append(row)
-    if lacking:
-        first = "{}: {}".format(*lacking[0])
+    named = sorted(found, key=lambda image: image.sample)
+    ordered = [image for image in named if _is_text(image.sample)]
+    lost = [*rejected, *((image.sample, "its name is no UTF-8") for image in named if not _is_text(image.sample))]
+    _check(ordered, origin, lost)
+    rows, kept, unreadable = [], [], 0
+    with closing(_pack(folder, ordered, streams) if root is None else _link(ordered, streams)) as found_rows:
+        for image, row in zip(ordered, found_rows, strict=True):
+            unreadable = unreadable + 1 if isinstance(row, UnreadableError) else 0
+            if unreadable == OUTAGE:
+                several = f"{OUTAGE} images one after the other cannot be read"
+                raise UserError(f"{origin}: {several}, the last of them {image.sample}: {row}; try again")
+            if isinstance(row, NotThereError):
+                lost.append((image.sample, str(row)))
+            else:
+                kept.append(image)
+                rows.append(row)
+    if lost:
+        first = "{}: {}".format(*lost[0])
         if not kept:
-            raise UserError(f"{origin}: none of its {len(lacking):,} images is there; the first: {first}")
-        warn(f"{origin}: {len(lacking):,} of {len(ordered):,} images are left out; the first: {first}")
-    rejected = [*rejected, *lacking]
+            raise UserError(f"{origin}: none of its {len(lost):,} images can be used; the first: {first}")
+        warn(f"{origin}: {len(lost):,} of {len(kept) + len(lost):,} images are left out; the first: {first}")
     write_table(folder / "images.parquet", _table(kept, rows))
-    if rejected:
-        write_table(folder / REJECTED, _rejected_table(rejected))
+    if lost:
+        write_table(folder / REJECTED, _rejected_table(lost))
     facts = {"source": source, "origin": origin, "licence": licence, "images": len(rows)}
     write_json(folder / "download.json", {**facts, "linked": root is not None, "root": root, **more})
 
 
-def _check(ordered: Sequence[Found], origin: str) -> None:
-    if not ordered:
+def _check(ordered: Sequence[Found], origin: str, lost: Sequence[tuple[str, str]]) -> None:
+    if not ordered and not lost:
         raise UserError(f"{origin} holds no images")
     for before, image in pairwise(ordered):
         if before.sample == image.sample:
             raise UserError(f"{origin} names an image twice: {image.sample}")
-    for image in ordered:
-        if any("\ud800" <= character <= "\udfff" for character in image.sample):
-            raise UserError(f"{origin} holds a file whose name is no UTF-8: {image.sample!r}; rename it")
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8; what of it is not, Python keeps as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 Row = tuple[str, str, int, int]
 """image_hash, file, offset, length"""
 
 
-def _link(ordered: Sequence[Found], streams: int | None) -> Iterator[Row | str]:
+def _link(ordered: Sequence[Found], streams: int | None) -> Generator[Row | NotThereError]:
     """Yield where each image is; or why it is not there."""
 
-    def row(image: Found) -> Row | str:
+    def row(image: Found) -> Row | NotThereError:
         content = _content_of(image)
-        return content if isinstance(content, str) else (hash_bytes(content), image.sample, 0, len(content))
+        return content if isinstance(content, NotThereError) else (hash_bytes(content), image.sample, 0, len(content))
 
     yield from progress(in_threads(row, ordered, streams), total=len(ordered), unit="image")
 
 
-def _pack(folder: Path, ordered: Sequence[Found], streams: int | None) -> Iterator[Row | str]:
+def _pack(folder: Path, ordered: Sequence[Found], streams: int | None) -> Generator[Row | NotThereError]:
     """Write the images into tar shards, each closed when it has reached SHARD_BYTES."""
 
-    def read(image: Found) -> tuple[str, bytes] | str:
+    def read(image: Found) -> tuple[str, bytes] | NotThereError:
         content = _content_of(image)
-        return content if isinstance(content, str) else (hash_bytes(content), content)
+        return content if isinstance(content, NotThereError) else (hash_bytes(content), content)
 
     contents = progress(in_threads(read, ordered, streams), total=len(ordered), unit="image")
     shard: IO[bytes] | None = None
     shards = 0
     for image, found in zip(ordered, contents, strict=True):
-        if isinstance(found, str):
+        if isinstance(found, NotThereError):
             yield found
             continue
         image_hash, content = found
@@ -323,5 +337,6 @@ def free_name(name: str, taken: Collection[str]) -> str:
 def _rejected_table(rejected: Sequence[tuple[str, str]]) -> pa.Table:
     import pyarrow as pa
 
-    samples, reasons = zip(*sorted(rejected), strict=True)
+    shown = sorted((os.fsencode(name).decode("utf-8", "backslashreplace"), reason) for name, reason in rejected)
+    samples, reasons = zip(*shown, strict=True)
     return pa.table({"sample": pa.array(samples, pa.string()), "reason": pa.array(reasons, pa.string())})

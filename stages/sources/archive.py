@@ -12,6 +12,7 @@ that are links or devices, or whose names lead out of it, are listed in rejected
 
 from __future__ import annotations
 
+import itertools
 import lzma
 import stat
 import tarfile
@@ -31,11 +32,11 @@ from stages.cli import UserError, progress
 from stages.params import Download
 from stages.sources._raw import Found, write_images
 from stages.sources.shared.download import downloaded
-from stages.sources.shared.folders import read_folders, sort_out, tell_passed_over
-from stages.sources.shared.listing import find_listed, read_listing
+from stages.sources.shared.folders import NO_CLASS, read_folders, sort_out, tell_passed_over
+from stages.sources.shared.listing import find_listed, read_listing, spellings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 CHUNK = 2**20
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
@@ -102,11 +103,20 @@ def _in_folders(unpacked: _Unpacked, place: str) -> Finds:
     if not names:
         raise UserError(f"{place} holds no images; it takes a folder for each class with images in it, or a `table`")
     tell_passed_over(passed_over, place)
-    inner = names
-    while all(len(name.parts) > 2 for name in inner) and len({name.parts[0] for name in inner}) == 1:
-        inner = [PurePosixPath(*name.parts[1:]) for name in inner]
-    rows = zip(names, inner, read_folders(inner, place), strict=True)
-    return [Found(short.as_posix(), unpacked.files[name], columns) for name, short, columns in rows], []
+    around = _folders_around(names)
+    inner = {PurePosixPath(*n.parts[around:]): unpacked.files[n] for n in names if not around or n.parts[around + 1 :]}
+    found, rejected = read_folders(inner, place)
+    return found, [*((str(n), NO_CLASS) for n in names if around and not n.parts[around + 1 :]), *rejected]
+
+
+def _folders_around(names: Sequence[PurePosixPath]) -> int:
+    """Return how many folders lie around the class folders, where a few images may lie beside these."""
+    folders = [name.parts[:-1] for name in names]
+    for around in itertools.count():
+        deeper = sum(len(parts) > around + 1 for parts in folders)
+        if 2 * deeper <= len(folders) or len({parts[around] for parts in folders if parts[around:]}) > 1:
+            break
+    return around
 
 
 def _in_table(table: str, column: str | None, unpacked: _Unpacked, place: str) -> Finds:
@@ -116,10 +126,11 @@ def _in_table(table: str, column: str | None, unpacked: _Unpacked, place: str) -
         raise UserError(f"params.yaml: table: {place} holds no {table}")
 
     def locate(value: str) -> tuple[str, Path] | str:
-        path = _normal(str(name.parent / value))
-        if path is None:
+        paths = [_normal(str(name.parent / spelling)) for spelling in spellings(value)]
+        if paths[0] is None:
             return f"it lies outside {place}"
-        return (path.as_posix(), unpacked.files[path]) if path in unpacked.files else f"it is not there, in {place}"
+        path = next((path for path in paths if path in unpacked.files), None)
+        return f"it is not there, in {place}" if path is None else (path.as_posix(), unpacked.files[path])
 
     called = f"{table} in {place}"
     return find_listed(read_listing(unpacked.files[name], called), column, called, locate)
@@ -134,18 +145,20 @@ def _unpack(path: Path, place: str, scratch: Path, params: Params) -> _Unpacked:
     rejected: list[tuple[str, str]] = []
     left = int(params.max_gigabytes * 10**9)
     with _reading(path, place) as (entries, total):
-        for number, entry in enumerate(progress(entries, total=total, unit="file")):
+        taken = 0
+        for entry in progress(entries, total=total, unit="file"):
             name = _normal(entry.name)
+            if name is not None and _is_hidden(name):
+                continue
+            taken += 1
+            if taken > params.max_files:
+                raise UserError(f"{place} holds more than {params.max_files:,} files: raise max_files, if it should")
             if name is None:
                 rejected.append((entry.name, "its name leads out of the archive"))
-            elif _is_hidden(name):
-                continue
             elif entry.reason is not None:
                 rejected.append((entry.name, entry.reason))
-            elif len(files) >= params.max_files:
-                raise UserError(f"{place} holds more than {params.max_files:,} files: raise max_files, if it should")
             else:
-                files[name] = scratch / str(number)  # of a name that comes twice the last one counts, as in tar
+                files[name] = scratch / str(taken)  # of a name that comes twice the last one counts, as in tar
                 left -= _write(entry, files[name], left)
                 if left < 0:
                     size = f"{params.max_gigabytes:g} GB"

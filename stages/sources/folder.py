@@ -5,7 +5,7 @@
 
 Columns: `class`; `split` (train, validation, test) when all images lie in such folders; `folder`, the next folder
 below the class, when there is any: a patient, a day, a camera to group by; `folder_2` and so on for those below it.
-Hidden files and folders are passed over.
+Hidden files and folders are passed over; images in no class and links that lead nowhere are listed in rejected.parquet.
 
     downloads:
       photos: {source: folder, path: photos}             # packed into shards, a copy that DVC versions
@@ -16,9 +16,11 @@ Hidden files and folders are passed over.
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
+from heapq import heappop, heappush
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Literal
 
@@ -26,7 +28,7 @@ from pydantic import Field
 
 from stages.cli import UserError
 from stages.params import Download
-from stages.sources._raw import Found, write_images
+from stages.sources._raw import write_images
 from stages.sources.shared.folders import is_hidden, read_folders, sort_out, tell_passed_over
 from stages.sources.shared.remote import STREAMS, Remote, is_url
 
@@ -45,64 +47,82 @@ class Params(Download):
 def fetch(params: Params, folder: Path) -> None:
     """Write what a folder holds into a download's folder.
 
-    Raises UserError when it is not there, holds no images, or holds one that lies in no class.
+    Raises UserError when it is not there, holds no images, or most of them lie in no class.
     """
     root = params.path if params.root is None else params.root
     remote = Remote(root) if is_url(root) else None
+    astray: list[Path] = []
+    images: dict[PurePath, Path | Callable[[], bytes]]
     if remote is None:
-        paths, passed_over = find_images(Path(root))
-        names: list[PurePath] = [path.relative_to(root) for path in paths]
-        contents: list[Path | Callable[[], bytes]] = list(paths)
+        paths, astray, passed_over = find_images(Path(root))
+        images = {path.relative_to(root): path for path in paths}
     else:
         names, passed_over = sort_out(PurePosixPath(name) for name in remote.names() if not is_hidden(name))
-        contents = [partial(remote.read, str(name)) for name in names]
-    if not names:
+        images = {name: partial(remote.read, str(name)) for name in names}
+    if not images and not astray:
         raise UserError(f"{_place(root)} holds no images; it takes a sub-folder for each class, with images in it")
     tell_passed_over(passed_over, root)
-    found = zip(names, contents, read_folders(names, root.rstrip("/")), strict=True)
+    found, rejected = read_folders(images, root.rstrip("/"))
+    rejected += [(path.relative_to(root).as_posix(), "it is a link to no file or folder") for path in astray]
     write_images(
         folder,
-        [Found(name.as_posix(), content, columns) for name, content, columns in found],
+        found,
         source=params.source,
         origin=root,
         licence=params.licence,
         root=root if params.link else None,
+        rejected=rejected,
         streams=None if remote is None else STREAMS,
         passed_over=dict(sorted(passed_over.items())),
     )
 
 
-def find_images(root: Path) -> tuple[list[Path], Counter[str]]:
-    """Return the images below a folder, sorted, and how many other files there are of each suffix.
+def find_images(root: Path) -> tuple[list[Path], list[Path], Counter[str]]:
+    """Return the images below a folder, sorted, links that lead nowhere, and how many other files there are by suffix.
 
-    Links are followed, but not back into a folder that they lie in. Hidden files and folders are passed over.
-    Raises UserError when the folder, or one below it, cannot be read, and for a link that leads nowhere.
+    Links are followed, but each folder is read once: where it lies, else by the first link to it. Hidden files and
+    folders are passed over. Raises UserError when the folder, or one below it, cannot be read.
     """
     if not root.is_dir():
         raise UserError(f"{_place(root)} is {'no folder' if root.exists() else 'not there'}")
-    return sort_out(_files(root, frozenset()))
+    files: list[Path] = []
+    astray: list[Path] = []
+    known: set[tuple[int, int]] = set()
+    folders, links = [root], list[Path]()
+    while folders or links:
+        folder = folders.pop() if folders else heappop(links)
+        try:
+            state = folder.stat()
+            if (state.st_dev, state.st_ino) in known:
+                continue
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+        known.add((state.st_dev, state.st_ino))
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink():
+                _follow(path, links, files, astray)
+            elif entry.is_dir():
+                folders.append(path)
+            elif entry.is_file():
+                files.append(path)
+    images, others = sort_out(files)
+    return images, sorted(astray), others
 
 
-def _files(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    """Yield the files below a folder; `above` identifies the folders that it lies in."""
+def _follow(link: Path, folders: list[Path], files: list[Path], astray: list[Path]) -> None:
+    """Put a link to the others of its kind; folders : a heap, those last in order are read last."""
     try:
-        state = folder.stat()
-        if (state.st_dev, state.st_ino) in above:
-            return
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
-    above |= {(state.st_dev, state.st_ino)}
-    for entry in entries:
-        path = folder / entry.name
-        if entry.name.startswith("."):
-            continue
-        if path.is_dir() if entry.is_symlink() else entry.is_dir():
-            yield from _files(path, above)
-        elif path.is_file() if entry.is_symlink() else entry.is_file():
-            yield path
-        elif entry.is_symlink():
-            raise UserError(f"{path} is a link to {path.readlink()}, which is not there")
+        mode = link.stat().st_mode
+    except OSError:  # of a loop, or what may not be looked at, too
+        mode = 0
+    if stat.S_ISDIR(mode):
+        heappush(folders, link)
+    else:
+        (files if stat.S_ISREG(mode) else astray).append(link)
 
 
 def _place(root: Path | str) -> str:

@@ -6,7 +6,7 @@
 One column holds the images' paths, from `root` on; all others are kept, to be named as label, group or split. In a CSV
 file (UTF-8; commas, semicolons or tabs) a column is one of numbers when every value in it is written as one, so
 that 007 stays a word; an empty field is no value. A row whose image is not there, cannot be read or lies outside the
-root is listed in rejected.parquet and left out.
+root, also by a link in it, is listed in rejected.parquet and left out.
 
     downloads:
       scans: {source: table, path: scans.csv}                              # paths from the table's folder on
@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +28,7 @@ from pydantic import Field
 from stages.cli import UserError
 from stages.params import Download
 from stages.sources._raw import write_images
-from stages.sources.shared.listing import PATH_COLUMNS, find_listed, read_listing
+from stages.sources.shared.listing import PATH_COLUMNS, find_listed, read_listing, spellings
 from stages.sources.shared.remote import STREAMS, Remote, is_url
 
 
@@ -53,7 +53,8 @@ def fetch(params: Params, folder: Path) -> None:
     remote = Remote(params.root) if params.root is not None and is_url(params.root) else None
     root = str(Path(params.path).parent) if params.root is None else params.root
     if remote is None:
-        found, rejected = find_listed(table, params.column, params.path, partial(_locate, Path(root), _top(Path(root))))
+        locate = partial(_locate, Path(root), _top(Path(root)), cache(os.path.realpath))
+        found, rejected = find_listed(table, params.column, params.path, locate)
     else:
         found, rejected = find_listed(table, params.column, params.path, partial(_locate_remote, remote))
     write_images(
@@ -81,13 +82,20 @@ def _top(root: Path) -> Path:
     return Path(os.path.normpath(root.absolute()))
 
 
-def _locate(root: Path, top: Path, value: str) -> tuple[str, Path] | str:
-    """Return an image's path from the root on, and its file; or why it is left out. top : the root's absolute path."""
-    whole = Path(os.path.normpath(top / value))
-    if top not in whole.parents:
+def _locate(root: Path, top: Path, real: Callable[[Path], str], value: str) -> tuple[str, Path] | str:
+    """Return an image's path from the root on, and its file; or why it is left out.
+
+    top : the root's absolute path; real : gives a folder's path without links
+    """
+    likely = [Path(os.path.normpath(top / spelling)) for spelling in spellings(value)]
+    if top not in likely[0].parents:
         return f"it lies outside {root}"
     try:
+        whole = next((path for path in likely if path.exists()), likely[0])
         regular = stat.S_ISREG(whole.stat().st_mode)
+        place = Path(real(whole.parent), whole.name)
+        if place.is_symlink():
+            place = Path(os.path.realpath(place))
     except FileNotFoundError:
         return f"it is not there, in {root}"
     except (OSError, ValueError) as error:  # the latter for a null character
@@ -96,5 +104,8 @@ def _locate(root: Path, top: Path, value: str) -> tuple[str, Path] | str:
         return "it is no file"
     if not os.access(whole, os.R_OK):
         return "it cannot be read: permission denied"
+    # DVC may have put a file there as a link into its cache (cache.type: symlink).
+    if Path(real(top)) not in place.parents and place.parts[-4:-2] != ("files", "md5"):
+        return f"it lies outside {root}, where a link leads"
     name = whole.relative_to(top)
     return name.as_posix(), root / name

@@ -75,8 +75,26 @@ def test_fewer_than_two_classes_are_an_error(values: list[Any], keys: dict[str, 
 
 
 def test_a_threshold_for_words_is_an_error_that_shows_one() -> None:
-    with pytest.raises(UserError, match=r"datasets\.cells\.label\.threshold is 0\.5, but the column class holds words"):
-        labels(["a", "b"], threshold=0.5)
+    with pytest.raises(UserError) as error:
+        labels(["a", "b", ""], threshold=0.5)
+    assert str(error.value) == (
+        "params.yaml: datasets.cells.label.threshold: the column class holds 'a', which is no number; leave the "
+        "threshold out, or name a column of numbers"
+    )
+
+
+@pytest.mark.parametrize("keys", [{"threshold": 0.5}, {"threshold": [0.25, 0.5]}])
+def test_a_word_among_numbers_is_an_unknown_label(keys: dict[str, Any]) -> None:
+    found = labels(["0.1", "0.7", "n/a", "", "nan"], column="p", **keys)  # as a CSV file with a word in it is read
+    assert found.index.tolist() == [0, 1, -1, -1, -1]
+    assert found.wrong == {
+        2: "unknown label: the column p holds 'n/a', which is no number",
+        4: "unknown label: the column p holds 'nan', which is no number",
+    }
+    with pytest.raises(
+        UserError, match=r"makes only the class p below 0\.\d+, and unknown label: .* holds 'n/a', which"
+    ):
+        labels(["0.1", "n/a"], column="p", **keys)
 
 
 def test_several_thresholds_make_a_class_of_each_range_that_has_an_image() -> None:
@@ -109,12 +127,12 @@ def test_a_column_of_probabilities_for_each_class_makes_soft_targets() -> None:
         ("pa", {}, " needs two classes, here are 3; name a column for each class"),
         (
             {"a": "pa", "b": "pb", "c": "pc"},
-            {"pb": [0.7, 0, 0]},
+            {"pb": [0.7, 0.1, 0.2]},
             ": the probabilities of 0.png have the sum 1.2, and not 1",
         ),
         (
             {"a": "pa", "b": "pb", "c": "pc"},
-            {"pb": [0.5, 0, 1.5]},
+            {"pb": [1.5, math.nan, None]},
             ": the column pb holds 1.5, which is no probability",
         ),
     ],
@@ -124,6 +142,21 @@ def test_probabilities_that_are_none_are_an_error(soft: Any, change: dict[str, l
     with pytest.raises(UserError) as error:
         of_table(columns, soft=soft)
     assert str(error.value) == f"params.yaml: datasets.cells.label.soft{message}"
+
+
+def test_a_row_whose_probabilities_are_none_is_an_unknown_label() -> None:
+    columns = {"class": list("bacba"), "pa": ["0.2", "1", "x", "", "0.4"], "pb": [0.5, -1, 0.5, 0.5, 0.2]}
+    columns |= {"pc": [0.3, 0.0, 0.5, 0.5, 0.2]}
+    found = of_table(columns, soft={"c": "pc", "a": "pa", "b": "pb"})
+    assert found.wrong == {
+        1: "unknown label: the column pb holds -1.0, which is no probability",
+        2: "unknown label: the column pa holds 'x', which is no probability",
+        4: "unknown label: its probabilities have the sum 0.8, and not 1",
+    }
+    np.testing.assert_allclose(found.targets()[[0, 3]], [[0.2, 0.5, 0.3], [0, 1, 0]], rtol=1e-6)
+    two = of_table({"class": list("abab"), "p": [0.2, 0.9, 1.2, None]}, soft="p")
+    assert two.wrong == {2: "unknown label: the column p holds 1.2, which is no probability"}
+    np.testing.assert_allclose(two.targets()[[0, 1, 3]], [[0.8, 0.2], [0.1, 0.9], [0, 1]], rtol=1e-6)
 
 
 def test_several_columns_are_labels_of_which_an_image_may_have_several_or_none() -> None:
@@ -159,9 +192,9 @@ def test_a_threshold_makes_a_label_of_each_of_several_columns() -> None:
 @pytest.mark.parametrize(
     ("columns", "keys", "message"),
     [
-        ({"a": [1, 0], "b": [2, 0]}, {"column": ["a", "b"]}, "the column b holds 2, which is neither 0 nor 1; name a"),
-        ({"a": [1, 0], "b": ["x", "1"]}, {"column": ["a", "b"]}, "the column b holds 'x', which is neither 0 nor 1"),
-        ({"a": [1, 0], "b": ["x", "y"]}, {"column": ["a", "b"], "threshold": 1}, "the column b holds words such as"),
+        ({"a": [1, 0], "b": [2, 3]}, {"column": ["a", "b"]}, "the column b holds 2, which is neither 0 nor 1; name a"),
+        ({"a": [1, 0], "b": ["x", ""]}, {"column": ["a", "b"]}, "the column b holds 'x', which is neither 0 nor 1"),
+        ({"a": [1, 0], "b": ["x", "y"]}, {"column": ["a", "b"], "threshold": 1}, "the column b holds 'x', which is no"),
         ({"a": [1, 0], "b": [0, 0]}, {"column": ["a", "b"]}, "no image has the label b"),
         ({"a": [1, 1], "b": [1, 0]}, {"column": ["a", "b"]}, "every image has the label a"),
         ({"class": ["a", "a"]}, {"separator": ";"}, "the column class makes 1 labels; it takes two"),
@@ -174,12 +207,30 @@ def test_what_makes_no_labels_is_told(columns: dict[str, list[Any]], keys: dict[
         of_table(columns, **keys)
 
 
+@pytest.mark.parametrize("threshold", [None, 0.5])
+def test_a_cell_that_neither_says_yes_nor_no_is_an_unknown_label(threshold: float | None) -> None:
+    columns = {"b": ["1", "0", "x", "1", "0"], "a": ["0", "1", "?", "", "y"]}
+    found = of_table(columns, column=["b", "a"], threshold=threshold)
+    assert found.classes == ["a", "b"]
+    assert (found.index >= 0).tolist() == [True, True, False, True, False]
+    what = "neither 0 nor 1" if threshold is None else "no number"
+    assert found.wrong == {
+        row: f"unknown label: the column a holds {cell!r}, which is {what}" for row, cell in ((2, "?"), (4, "y"))
+    }
+
+
 def test_weights_are_read_and_an_empty_one_is_one() -> None:
-    assert read_weights(pa.table({"w": [2.0, None, 0.5]}), "w", "datasets.cells").tolist() == [2, 1, 0.5]
-    assert read_weights(pa.table({"w": [3, 1]}), "w", "datasets.cells").tolist() == [3, 1]
+    for cells, expected in (([2.0, None, 0.5], [2, 1, 0.5]), ([3, 1], [3, 1]), ([None, None], [1, 1])):
+        weights, wrong = read_weights(pa.table({"w": cells}), "w", "datasets.cells")
+        assert (weights.tolist(), wrong) == (expected, {})
 
 
-@pytest.mark.parametrize("wrong", [[1.0, -1.0], [1.0, 0.0], [1.0, math.inf], ["1", "x"]])
-def test_what_is_no_weight_is_told(wrong: list[Any]) -> None:
-    with pytest.raises(UserError, match=r"datasets.cells.weight: the column w holds .*, which is no weight"):
-        read_weights(pa.table({"w": wrong}), "w", "datasets.cells")
+@pytest.mark.parametrize("cells", [[1.0, -1.0], [1.0, 0.0], [1.0, math.inf], ["1", "x"]])
+def test_what_is_no_weight_is_told(cells: list[Any]) -> None:
+    why = f"the column w holds {cells[1]!r}, which is no weight"
+    weights, wrong = read_weights(pa.table({"w": cells}), "w", "datasets.cells")
+    assert weights[0] == 1
+    assert wrong == {1: why}
+    with pytest.raises(UserError) as error:
+        read_weights(pa.table({"w": [None, cells[1]]}, pa.schema({"w": pa.array(cells).type})), "w", "datasets.cells")
+    assert str(error.value) == f"params.yaml: datasets.cells.weight: {why}"

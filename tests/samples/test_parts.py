@@ -12,13 +12,21 @@ from stages.samples.parts import check_groups, leaks, read_parts
 
 def test_parts_are_read_by_their_names() -> None:
     column = pa.chunked_array([["test", "train", None, "validation"]])
-    assert read_parts(column, "split", "datasets.d").tolist() == [2, 0, -1, 1]
-    assert read_parts(pa.chunked_array([["Testing", "TRAIN", "", "val"]]), "s", "datasets.d").tolist() == [2, 0, -1, 1]
+    assert read_parts(column, "split", "datasets.d")[0].tolist() == [2, 0, -1, 1]
+    parts, unknown = read_parts(pa.chunked_array([["Testing", "TRAIN", "", "val"]]), "s", "datasets.d")
+    assert (parts.tolist(), unknown) == ([2, 0, -1, 1], {})
 
 
-def test_a_word_that_names_no_part_is_an_error_that_shows_it() -> None:
+def test_a_word_that_names_no_part_puts_its_image_in_none() -> None:
+    parts, unknown = read_parts(pa.chunked_array([["train", "dev", "test"]]), "fold", "datasets.d")
+    assert parts.tolist() == [0, -1, 2]
+    assert unknown == {1: "in no part: the column fold holds 'dev'"}
+
+
+@pytest.mark.parametrize("words", [["dev", "held out", ""], ["train", "dev", "train"], ["test", "dev"]])
+def test_words_without_which_there_is_no_split_are_an_error_that_shows_one(words: list[str]) -> None:
     with pytest.raises(UserError) as error:
-        read_parts(pa.chunked_array([["train", "dev", "test"]]), "fold", "datasets.d")
+        read_parts(pa.chunked_array([words]), "fold", "datasets.d")
     assert str(error.value) == (
         "params.yaml: datasets.d.split.column: the column fold holds 'dev'; it may hold train, validation and test"
     )

@@ -416,7 +416,7 @@ def test_what_the_source_could_not_bring_is_rejected_too(cells: list[Path], caps
     with pytest.raises(UserError) as error:
         run()
     assert str(error.value) == (
-        "params.yaml: datasets.cells: 2 of 17 images are missing or broken, more than max_unreadable (0.1) allows; "
+        "params.yaml: datasets.cells: 2 of 17 images cannot be used, more than max_unreadable (0.1) allows; "
         f"the first: {names[0]}: not an image that can be read"
     )
     assert not Path("data/prepared/cells").exists()
@@ -431,6 +431,38 @@ def test_what_the_source_could_not_bring_is_rejected_too(cells: list[Path], caps
     assert rejected[1]["image_hash"] is None
     assert samples.facts["rejected"] == 2
     assert "2 of 17 images are left out" in capsys.readouterr().err
+
+
+def test_rows_whose_cells_say_nothing_known_are_rejected_and_count_as_unreadable(
+    cells: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = ["0.1", "0.9"] * 12
+    weight, part = ["1", "2"] * 12, ["train", "train", "train", "train", "test", "test"] * 4
+    score[3], weight[5], part[9] = "high", "-1", "dev"
+    table_source(cells, score=score, weight=weight, part=part)
+    keys = {"label": {"column": "score", "threshold": 0.5}, "weight": "weight", "split": {"column": "part"}}
+    samples = run(**keys, max_unreadable=0.125)
+    rejected = pq.read_table("data/prepared/cells/rejected.parquet").to_pylist()
+    assert [(row["sample"], row["reason"]) for row in rejected] == [
+        (cells[3].name, "unknown label: the column score holds 'high', which is no number"),
+        (cells[5].name, "the column weight holds '-1', which is no weight"),
+        (cells[9].name, "in no part: the column part holds 'dev'"),
+    ]
+    assert len(samples) == 21
+    assert samples.weights is not None
+    assert set(samples.weights.tolist()) == {1.0, 2.0}
+    assert samples.facts["described"]["reasons"] == {
+        "in no part: the column part holds 'dev'": 1,
+        "the column weight holds '-1', which is no weight": 1,
+        "unknown label": 1,
+    }
+    monkeypatch.setattr("stages.prepare.check_images", None)  # it is found out before the images are decoded
+    with pytest.raises(UserError) as error:
+        run(**keys)
+    assert str(error.value) == (
+        "params.yaml: datasets.cells: 3 of 24 images cannot be used, more than max_unreadable (0.1) allows; the first: "
+        f"{cells[3].name}: unknown label: the column score holds 'high', which is no number"
+    )
 
 
 def test_images_none_of_which_can_be_used_are_an_error_that_says_why(cells: list[Path]) -> None:

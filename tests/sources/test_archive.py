@@ -8,6 +8,7 @@ import os
 import stat
 import tarfile
 import threading
+import unicodedata
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -131,6 +132,32 @@ def test_too_much_is_not_unpacked() -> None:
     with pytest.raises(UserError, match=r"^bomb.zip holds more than 2 files: raise max_files, if it should$"):
         fetch("bomb.zip", max_files=2)
     assert list((RAW / "photos").iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a/1.png", tarfile.REGTYPE), ("a/1.png", tarfile.SYMTYPE), ("../x", b"0")])
+def test_every_entry_counts_as_a_file_also_of_one_name_or_rejected(name: str, kind: bytes) -> None:
+    with tarfile.open("many.tar", "w") as archive:
+        for _ in range(50):
+            member = tarfile.TarInfo(name)
+            member.type = kind
+            archive.addfile(member)
+    with pytest.raises(UserError, match=r"^many.tar holds more than 3 files: raise max_files, if it should$"):
+        fetch("many.tar", max_files=3)
+
+
+def test_an_image_in_no_class_is_left_out_and_listed_whatever_lies_around_the_classes() -> None:
+    names = [f"set/v1/{name}/{number}.jpg" for name in ("cat", "dog") for number in range(3)]
+    make("photos.zip", *names, "1.jpg", "set/2.jpg", "set/v1/3.jpg")
+    images = fetch("photos.zip")
+    assert [row[0] for row in rows(images)] == [name.removeprefix("set/v1/") for name in names]
+    assert images.rejected == [(name, "it lies in no class") for name in ("1.jpg", "set/2.jpg", "set/v1/3.jpg")]
+
+
+@pytest.mark.parametrize(("listed", "packed"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_listed_name_is_found_in_the_other_normal_form_of_unicode(listed: Any, packed: Any) -> None:
+    inside = unicodedata.normalize(packed, "ü.png")
+    make("scans.zip", inside, **{"labels.csv": f"file,label\n{unicodedata.normalize(listed, 'ü.png')},a\n".encode()})
+    assert rows(fetch("scans.zip", table="labels.csv"), "label") == [(inside, "a")]
 
 
 @pytest.mark.parametrize("path", ["photos.zip", "photos.tar.gz", "photos.tar.xz", "photos.tar"])

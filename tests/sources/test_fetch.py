@@ -43,7 +43,7 @@ def test_a_failed_fetch_leaves_what_was_there(work: Path) -> None:
     photos(work, "a/1.jpg", "b/1.jpg")
     entry = source.Params(source="folder", path="photos")
     fetch("photos", entry)
-    photos(work, "no-class.jpg")
+    photos(work, "no-class.jpg", "no-class-2.jpg", "no-class-3.jpg")
     with pytest.raises(UserError):
         fetch("photos", entry)
     assert read_images("photos").table["sample"].to_pylist() == ["a/1.jpg", "b/1.jpg"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -109,13 +110,31 @@ def test_same_class_in_two_spellings_of_unicode_is_one_class(work: Path) -> None
 
 
 @pytest.mark.timeout(20)
+@pytest.mark.parametrize("count", [2, 9])
+def test_of_folders_that_are_linked_to_each_other_each_is_read_once(work: Path, count: int) -> None:
+    names = [f"{number}/1.jpg" for number in range(count)]
+    lay_out(work / "photos", *names)
+    for here in range(count):
+        for there in range(count):
+            (work / f"photos/{here}/to {there}").symlink_to(work / f"photos/{there}", target_is_directory=True)
+    assert fetch().table["sample"].to_pylist() == names
+
+
+def test_a_folder_outside_is_read_by_the_first_link_to_it(work: Path) -> None:
+    lay_out(work, "outside/1.jpg", "photos/b/2.jpg")
+    for name in ("z", "c", "y"):
+        (work / "photos" / name).symlink_to(work / "outside", target_is_directory=True)
+    assert fetch().table["sample"].to_pylist() == ["b/2.jpg", "c/1.jpg"]
+
+
+@pytest.mark.timeout(20)
 def test_links_that_lead_back_end(work: Path) -> None:
     lay_out(work / "photos", "a/1.jpg", "b/2.jpg")
     (work / "photos/a/back").symlink_to(work / "photos", target_is_directory=True)
     (work / "photos/b/self").symlink_to(work / "photos/b", target_is_directory=True)
     (work / "photos/a/other").symlink_to(work / "photos/b", target_is_directory=True)
     (work / "photos/b/other").symlink_to(work / "photos/a", target_is_directory=True)
-    assert {"a/1.jpg", "b/2.jpg", "a/other/2.jpg", "b/other/1.jpg"} <= set(fetch().table["sample"].to_pylist())
+    assert fetch().table["sample"].to_pylist() == ["a/1.jpg", "b/2.jpg"]
 
 
 def test_a_class_folder_may_be_a_link(work: Path) -> None:
@@ -126,11 +145,21 @@ def test_a_class_folder_may_be_a_link(work: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["nowhere.jpg", "1.jpg"])  # 1.jpg: a link to itself
-def test_a_link_to_nothing_is_an_error_that_names_it(work: Path, target: str) -> None:
+def test_a_link_to_nothing_is_left_out_and_listed(work: Path, target: str, capsys: pytest.CaptureFixture[str]) -> None:
     (work / "photos/a").mkdir(parents=True)
     (work / "photos/a/1.jpg").symlink_to(target)
-    with pytest.raises(UserError, match=rf"^photos/a/1\.jpg is a link to {target}, which is not there$"):
+    (work / "photos/b").symlink_to("lost folder")
+    with pytest.raises(
+        UserError, match=r"^photos: none of its 2 images can be used; the first: a/1\.jpg: it is a link"
+    ):
         fetch()
+    shutil.rmtree(RAW)
+    lay_out(work / "photos", "a/2.jpg")
+    images = fetch()
+    assert images.table["sample"].to_pylist() == ["a/2.jpg"]
+    assert images.rejected == [(name, "it is a link to no file or folder") for name in ("a/1.jpg", "b")]
+    told = "warning: photos: 2 of 3 images are left out; the first: a/1.jpg: it is a link to no file or folder\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.timeout(20)
@@ -140,15 +169,35 @@ def test_a_pipe_is_no_image(work: Path) -> None:
     assert fetch().table["sample"].to_pylist() == ["a/1.jpg", "b/1.jpg"]
 
 
-def test_an_image_outside_of_all_classes_is_an_error_that_names_it(work: Path) -> None:
+def test_an_image_outside_of_all_classes_is_left_out_and_listed(work: Path) -> None:
     lay_out(work / "photos", "a/1.jpg", "2.jpg")
-    with pytest.raises(UserError, match=r"^photos/2\.jpg lies in no class: move it into a sub-folder of photos"):
-        fetch()
+    images = fetch()
+    assert rows(images, "class") == [("a/1.jpg", "a")]
+    assert images.rejected == [("2.jpg", "it lies in no class")]
 
 
-def test_an_image_without_class_in_a_split_folder_is_an_error_that_names_it(work: Path) -> None:
-    lay_out(work / "photos", "train/a/1.jpg", "test/2.jpg")
-    with pytest.raises(UserError, match=r"^photos/test/2\.jpg lies in no class: move it into a sub-folder of photos/t"):
+def test_an_image_outside_of_all_classes_leaves_the_split_as_it_is(work: Path) -> None:
+    lay_out(work / "photos", "train/a/1.jpg", "test/a/2.jpg", "train/b/3.jpg", "test/4.jpg", "5.jpg")
+    images = fetch()
+    assert rows(images, "class", "split") == [
+        *(("test/a/2.jpg", "a", "test"), ("train/a/1.jpg", "a", "train"), ("train/b/3.jpg", "b", "train"))
+    ]
+    assert [name for name, _ in images.rejected] == ["5.jpg", "test/4.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a/1.jpg", "2.jpg", "3.jpg"], r"^photos/2\.jpg lies in no class: move it into a sub-folder of photos,"),
+        (
+            ["train/1.jpg", "test/2.jpg"],
+            r"^photos/test/2\.jpg lies in no class: move it into a sub-folder of photos/te",
+        ),
+    ],
+)
+def test_images_most_of_which_lie_in_no_class_are_an_error(work: Path, names: list[str], message: str) -> None:
+    lay_out(work / "photos", *names)
+    with pytest.raises(UserError, match=message):
         fetch()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tarfile
@@ -14,6 +15,7 @@ from stages.cli import UserError
 from stages.files import RAW
 from stages.sources import _raw
 from stages.sources._raw import Found, Images, read_images, write_images
+from stages.sources.shared.remote import OUTAGE, UnreadableError
 
 FACTS = {"source": "test", "origin": "a test", "licence": "none"}
 
@@ -140,12 +142,47 @@ def test_no_images_and_double_names_are_refused(cells: list[Path]) -> None:
         write([Found("a", cells[0], {}), Found("b", cells[1], {}), Found("a", cells[2], {})], name="twice")
 
 
-def test_a_name_that_is_no_utf8_is_refused_in_words_that_can_be_printed(cells: list[Path]) -> None:
-    with pytest.raises(UserError, match="whose name is no UTF-8") as error:
-        write([Found(os.fsdecode(b"caf\xe9.png"), cells[0], {})])
-    assert str(error.value).encode().isascii()
+def test_a_name_that_is_no_utf8_is_left_out_and_listed_in_words_that_can_be_printed(
+    cells: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write([*some(cells, 2), Found(os.fsdecode(b"caf\xe9.png"), cells[2], {"size": 1})])
+    assert len(images) == 2
+    assert images.rejected == [("caf\\xe9.png", "its name is no UTF-8")]
+    assert "1 of 3 images are left out; the first: caf" in capsys.readouterr().err
 
 
-def test_a_file_that_cannot_be_read_is_an_error_that_names_it() -> None:
-    with pytest.raises(UserError, match=r"^gone\.png cannot be read: No such file"):
-        write([Found("gone.png", Path("gone.png"), {})])
+@pytest.mark.parametrize("root", [None, ""])
+def test_a_file_that_cannot_be_read_is_left_out_and_listed(
+    cells: list[Path], monkeypatch: pytest.MonkeyPatch, root: str | None
+) -> None:
+    gone = [Found(f"gone-{number:02}.png", Path("gone.png"), {"size": 1}) for number in range(30)]
+    forbidden = Found("forbidden.png", Path("forbidden.png"), {"size": 1})
+    read = Path.read_bytes
+
+    def refused(path: Path) -> bytes:  # who runs the tests may be allowed to read everything
+        if path.name == "forbidden.png":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    images = write([*some(cells, 2), forbidden, *gone], root=root)
+    assert len(images) == 2
+    assert images.rejected[0] == ("forbidden.png", "it cannot be read: Permission denied")
+    assert images.rejected[1:] == [(image.sample, "it cannot be read: No such file or directory") for image in gone]
+    with pytest.raises(
+        UserError, match=r"^a test: none of its 31 images can be used; the first: forbidden\.png: it ca"
+    ):
+        write([*gone, forbidden], name="none")
+
+
+def test_a_disk_that_fails_is_one_error(cells: list[Path]) -> None:
+    def broken() -> bytes:
+        raise UnreadableError("it cannot be read: Input/output error")
+
+    lost = [Found(f"lost-{number}", broken, {"size": 1}) for number in range(OUTAGE)]
+    assert len(write([*some(cells, 2), *lost[1:]]).rejected) == OUTAGE - 1
+    with pytest.raises(
+        UserError,
+        match=r"^a test: 10 images one after the other cannot be read, the last of them lost-9: it cannot be read",
+    ):
+        write([*some(cells, 2), *lost], name="again")

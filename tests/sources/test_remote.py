@@ -112,7 +112,9 @@ def test_a_table_lists_what_lies_in_a_bucket(bucket: Any, link: bool, capsys: py
         "ct": f"it is not there, in {root}",
         "ct/2.png": f"it is not there, in {root}",
     }
-    assert "scans.csv: 2 of 4 images are left out; the first: ct: it is not there" in capsys.readouterr().err
+    assert (
+        "scans.csv: 4 of 6 images are left out; the first: ../outside.png: it lies outside" in capsys.readouterr().err
+    )
 
 
 def test_rows_may_name_whole_urls(bucket: Any) -> None:
@@ -190,5 +192,60 @@ def test_what_fails_on_the_way_is_tried_again(web: tuple[str, dict[str, int]], m
     assert asked == ["/scans/1.png", "/scans/more/two%20words.png", "/scans/more/two%20words.png"]
     assert [name for name, _ in images.rejected] == ["missing.png"]
     failures |= {"/scans/1.png": 3}
-    with pytest.raises(UserError, match=r"scans/1\.png cannot be read: 500"):
+    with pytest.raises(UserError, match=r"scans/1\.png: it cannot be read: 500"):
         images.read(0)
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_what_cannot_be_read_from_afar_is_left_out_and_listed(
+    web: tuple[str, dict[str, int]], monkeypatch: pytest.MonkeyPatch, link: bool
+) -> None:
+    url, failures = web
+    monkeypatch.setattr(remote, "WAITS", (0.0,))
+    failures |= {"/scans/00.png": 99, "/scans/07.png": 99}
+    listing("path,label", *(f"{number:02}.png,a" for number in range(20)))
+    images = fetch("scans", "table", path="scans.csv", root=f"{url}/scans", link=link)
+    assert len(images) == 18
+    assert [name for name, _ in images.rejected] == ["00.png", "07.png"]
+    assert images.rejected[0][1].startswith("it cannot be read: 500")
+
+
+def test_a_file_in_a_bucket_that_may_not_be_read_is_left_out_and_listed(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.core import url_to_fs
+
+    put(bucket, *(f"a/{number:02}.png" for number in range(20)))
+    system = url_to_fs(f"s3://{bucket.name}")[0]  # fsspec keeps one of a kind
+    read = system.cat_file
+
+    def refused(path: str) -> bytes:
+        if path.endswith("5.png"):
+            raise PermissionError("Access Denied")
+        return bytes(read(path))
+
+    monkeypatch.setattr(system, "cat_file", refused)
+    images = fetch("photos", "folder", path=".", root=f"s3://{bucket.name}")
+    assert len(images) == 18
+    assert images.rejected == [(name, "it cannot be read: Access Denied") for name in ("a/05.png", "a/15.png")]
+
+
+def test_a_service_that_fails_is_one_error_and_not_a_thousand(
+    web: tuple[str, dict[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, failures = web
+    monkeypatch.setattr(remote, "WAITS", (0.0,))
+    failures |= {f"/scans/{number:04}.png": 99 for number in range(500, 1000)}
+    listing("path,label", *(f"{number:04}.png,a" for number in range(1000)))
+    with pytest.raises(
+        UserError,
+        match=r"^scans\.csv: 10 images one after the other cannot be read, the last of them 0509\.png: it cannot be",
+    ):
+        fetch("scans", "table", path="scans.csv", root=f"{url}/scans")
+    assert failures["/scans/0999.png"] == 99  # what was not yet asked for was given up
+    dead = "http://127.0.0.1:9/scans"
+    with pytest.raises(
+        UserError,
+        match=r"^scans\.csv: 10 images one after the other cannot be read, the last of them 0009\.png: it cannot be",
+    ):
+        fetch("dead", "table", path="scans.csv", root=dead)

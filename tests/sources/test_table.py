@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -102,8 +103,39 @@ def test_rows_without_an_image_are_left_out_with_the_reason(work: Path, capsys: 
     }
     told = capsys.readouterr().err
     assert told == (
-        "warning: data/scans.parquet: 8 of 9 rows are left out; the first: 2.png: it is not there, in data/in\n"
+        "warning: data/scans.parquet: 8 of 9 images are left out; the first: 2.png: it is not there, in data/in\n"
     )
+
+
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_a_name_is_found_in_the_other_normal_form_of_unicode(work: Path, written: Literal["NFC", "NFD"]) -> None:
+    on_disk = unicodedata.normalize("NFD" if written == "NFC" else "NFC", "é/ü.png")
+    lay_out(work, on_disk, "a/1.png")
+    listing("path,class", unicodedata.normalize(written, "é/ü.png") + ",a", "a/1.png,b")
+    images = fetch()
+    assert images.rejected == []
+    assert rows(images, "class") == [("a/1.png", "b"), (on_disk, "a")]
+
+
+def test_of_two_names_that_differ_in_their_normal_form_alone_each_is_its_own(work: Path) -> None:
+    names = [unicodedata.normalize(form, "ü.png") for form in ("NFC", "NFD")]
+    lay_out(work, *names)
+    listing("path,class", *(f"{name},a" for name in names))
+    assert fetch().table["sample"].to_pylist() == sorted(names)
+
+
+def test_a_link_that_leads_out_of_the_root_is_left_out(work: Path) -> None:
+    lay_out(work, "secret/1.png", "data/in/1.png", "cache/files/md5/ab/cdef")
+    links = {"file.png": "secret/1.png", "folder": "secret", "own.png": "data/in/1.png", "dvc.png": "cache/files/md5/"}
+    links["dvc.png"] += "ab/cdef"  # where DVC keeps a file, and may put a link to it
+    for name, target in links.items():
+        (work / "data/in" / name).symlink_to(work / target)
+    (work / "root").symlink_to(work / "data/in")
+    listing("path,class", "1.png,a", "file.png,a", "folder/1.png,a", "own.png,b", "dvc.png,b")
+    images = fetch(root="root")
+    assert images.table["sample"].to_pylist() == ["1.png", "dvc.png", "own.png"]
+    outside = "it lies outside root, where a link leads"
+    assert images.rejected == [("file.png", outside), ("folder/1.png", outside)]
 
 
 def test_an_absolute_path_below_the_root_is_one_from_the_root(work: Path) -> None:

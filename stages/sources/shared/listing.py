@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.cli import UserError, warn
+from stages.cli import UserError
 from stages.params import suggest
 from stages.sources._raw import Found
 
@@ -32,7 +33,7 @@ def find_listed(
 
     column : that of the paths, None where its name says so; place : what the table is called, for messages
     locate : gives an image's name and file for a path, or why there is none
-    Raises UserError when no column is known to be that of the paths, and when no row has an image; else warns.
+    Raises UserError when no column is known to be that of the paths, and when no row has an image.
     """
     paths = _column_of_paths(table.column_names, column, place)
     found, rejected = [], []
@@ -43,12 +44,19 @@ def find_listed(
             rejected.append(("" if value is None else str(value), place_or_reason))
         else:
             found.append(Found(*place_or_reason, columns))
-    if rejected:
+    if rejected and not found:
         first = "{}: {}".format(*rejected[0])
-        if not found:
-            raise UserError(f"{place}: no image of its {len(rejected):,} rows can be used; the first: {first}")
-        warn(f"{place}: {len(rejected):,} of {table.num_rows:,} rows are left out; the first: {first}")
+        raise UserError(f"{place}: no image of its {len(rejected):,} rows can be used; the first: {first}")
     return found, rejected
+
+
+def spellings(name: str) -> list[str]:
+    """Return a name, and those of its normal forms of Unicode that differ: what wrote the table may have used another.
+
+    >>> [len(spelling) for spelling in spellings("\u00fc.png")]
+    [5, 6]
+    """
+    return list(dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]))
 
 
 def read_listing(path: Path, place: str) -> pa.Table:

@@ -28,8 +28,16 @@ _PACKAGES = {
 }
 
 
+OUTAGE = 10
+"""So many files one after the other that cannot be read are no fault of theirs: what they come from has failed."""
+
+
 class NotThereError(Exception):
-    """There is no such image; the message says why, and where."""
+    """There is no such image, or it may not be read; the message says why, and where."""
+
+
+class UnreadableError(NotThereError):
+    """An image may be there and cannot be read: it may be its fault, or that of what it comes from."""
 
 
 def is_url(root: str) -> bool:
@@ -82,7 +90,7 @@ class Remote:
         return None if outside else name
 
     def read(self, name: str) -> bytes:
-        """Return a file's bytes, trying several times; from any thread. Raises NotThereError, and UserError."""
+        """Return a file's bytes, trying several times; from any thread. Raises NotThereError, and UnreadableError."""
         path = f"{self._path}/{quote(name, safe='/%') if self._quoted else name}"
         failed: Exception | None = None
         for wait in (0.0, *WAITS):
@@ -92,12 +100,11 @@ class Remote:
             except (FileNotFoundError, IsADirectoryError):
                 raise NotThereError(f"it is not there, in {self.url}") from None
             except PermissionError as error:
-                failed = error
-                break
+                raise NotThereError(f"it cannot be read: {_first_line(error)}") from None
             except Exception as error:  # each service's library has errors of its own
                 failed = error
         assert failed is not None
-        raise UserError(f"{self.url}/{name} cannot be read: {_first_line(failed)}")
+        raise UnreadableError(f"it cannot be read: {_first_line(failed)}")
 
 
 def _first_line(error: Exception) -> str:
