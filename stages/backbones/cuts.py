@@ -116,7 +116,9 @@ def main() -> None:
     about.add_argument("--image-size", type=int, help="side of the images in pixels; the network's own if not told")
     chosen = about.parse_args()
     library, network = find(chosen.backbone)
-    size = chosen.image_size or network_facts(library, network).image_size
+    size = network_facts(library, network).image_size if chosen.image_size is None else chosen.image_size
+    if size < 1:
+        raise UserError(f"--image-size is {size}: name the side of the images in pixels")
     rows = describe_cuts(build_network(library, network), size)
     width = max(len("cut"), *(len(row.name) for row in rows))
     print(f"{network} ({library}) at {size} pixels")

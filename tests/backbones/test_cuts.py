@@ -154,6 +154,7 @@ def test_the_table_has_a_row_for_each_cut_at_the_networks_own_size_or_the_one_to
             ["vit_tiny_patch16_224", "--image-size", "64"],
             "image_size: 64: the network takes no images of 64 x 64",
         ),
+        (["textbook/small_cnn", "--image-size", "0"], "--image-size is 0: name the side of the images in pixels"),
         (["textbook/small_cnn", "--image-size", "3"], "image_size: 3: the network takes no images of 3 x 3 pixels"),
     ],
 )
