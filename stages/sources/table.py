@@ -53,7 +53,8 @@ def fetch(params: Params, folder: Path) -> None:
     remote = Remote(params.root) if params.root is not None and is_url(params.root) else None
     root = str(Path(params.path).parent) if params.root is None else params.root
     if remote is None:
-        locate = partial(_locate, Path(root), _top(Path(root)), cache(os.path.realpath))
+        inside = cache(partial(_lies_in, Path(os.path.realpath(root))))
+        locate = partial(_locate, Path(root), _top(Path(root)), inside)
         found, rejected = find_listed(table, params.column, params.path, locate)
     else:
         found, rejected = find_listed(table, params.column, params.path, partial(_locate_remote, remote))
@@ -82,20 +83,26 @@ def _top(root: Path) -> Path:
     return Path(os.path.normpath(root.absolute()))
 
 
-def _locate(root: Path, top: Path, real: Callable[[Path], str], value: str) -> tuple[str, Path] | str:
+def _lies_in(root: Path, path: Path) -> bool:
+    """Whether a path lies in a folder when links are followed, or in DVC's cache, where cache.type: symlink leads."""
+    real = Path(os.path.realpath(path))
+    return root in (real, *real.parents) or real.parts[-4:-2] == ("files", "md5")
+
+
+def _locate(root: Path, top: Path, inside: Callable[[Path], bool], value: str) -> tuple[str, Path] | str:
     """Return an image's path from the root on, and its file; or why it is left out.
 
-    top : the root's absolute path; real : gives a folder's path without links
+    top : the root's absolute path; inside : whether a folder, or a link, leads to what lies in the root
     """
-    likely = [Path(os.path.normpath(top / spelling)) for spelling in spellings(value)]
-    if top not in likely[0].parents:
+    whole = Path(os.path.normpath(top / value))
+    if top not in whole.parents:
         return f"it lies outside {root}"
     try:
-        whole = next((path for path in likely if path.exists()), likely[0])
+        if not value.isascii():
+            spelled = [Path(os.path.normpath(top / spelling)) for spelling in spellings(value)]
+            whole = next((path for path in spelled if path.exists()), whole)
         regular = stat.S_ISREG(whole.stat().st_mode)
-        place = Path(real(whole.parent), whole.name)
-        if place.is_symlink():
-            place = Path(os.path.realpath(place))
+        leads_out = not inside(whole if whole.is_symlink() else whole.parent)
     except FileNotFoundError:
         return f"it is not there, in {root}"
     except (OSError, ValueError) as error:  # the latter for a null character
@@ -104,8 +111,7 @@ def _locate(root: Path, top: Path, real: Callable[[Path], str], value: str) -> t
         return "it is no file"
     if not os.access(whole, os.R_OK):
         return "it cannot be read: permission denied"
-    # DVC may have put a file there as a link into its cache (cache.type: symlink).
-    if Path(real(top)) not in place.parents and place.parts[-4:-2] != ("files", "md5"):
+    if leads_out:
         return f"it lies outside {root}, where a link leads"
     name = whole.relative_to(top)
     return name.as_posix(), root / name
