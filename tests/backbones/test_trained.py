@@ -152,16 +152,19 @@ def other_cells() -> None:
 ENTRY = Features(images="photos", backbone="models/pretrain", image_size=64, cut="layer3")
 
 
-def test_features_above_an_inner_cut_of_what_a_run_has_trained(
-    fetched: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stored is what the trained network gives there; a training above it starts from what was trained above it."""
+@pytest.fixture
+def weights(fetched: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a small network's folder, in a project of its own that knows images it has not seen."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TRANSFER_ENGINE", "torch")
-    weights = fetched("random", "test_resnet", "timm")
-    whole = put_together(weights, pretrained(weights, 0))
     other_cells()
+    return fetched("random", "test_resnet", "timm")
+
+
+def test_features_above_an_inner_cut_of_what_a_run_has_trained(weights: Path) -> None:
+    """Stored is what the trained network gives there; a training above it starts from what was trained above it."""
+    whole = put_together(weights, pretrained(weights, 0))
     extract("own", ENTRY)
     store = read_features("own")
     files = {hash_file(path): path for path in cell_files(60)[36:]}
@@ -193,14 +196,7 @@ def test_features_above_an_inner_cut_of_what_a_run_has_trained(
     np.testing.assert_array_equal(found.predict_proba(stored), direct.predict_proba(stored))
 
 
-def test_another_pretraining_is_another_backbone_and_its_features_are_computed_anew(
-    fetched: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TRANSFER_ENGINE", "torch")
-    weights = fetched("random", "test_resnet", "timm")
-    other_cells()
+def test_another_pretraining_is_another_backbone_and_its_features_are_computed_anew(weights: Path) -> None:
     found = []
     for seed in (0, 1, 0):
         pretrained(weights, seed)
