@@ -164,8 +164,8 @@ def test_a_locked_store_costs_a_line_and_results_wait(finished: Project) -> None
     assert ended.returncode == 0
     assert "Traceback" not in ended.stderr
     (line,) = ended.stderr.splitlines()
-    assert "database is locked; 1 result waits in" in line
-    assert len(list(finished.path(".transfer/outbox").iterdir())) == 1
+    assert "database is locked; 3 results wait in" in line  # a store that cannot be asked may lack them all
+    assert len(list(finished.path(".transfer/outbox").iterdir())) == 3
     finished.run("python -m stages.publish --strict", check=True)
     assert len(parents(finished)) == len(before) + 1
 
