@@ -32,6 +32,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def is_of_a_file(error: OSError) -> bool:
+    """Whether the system says something of a file that a user can mend."""
+    return error.filename is not None or error.errno in _OF_THE_DISK
+
+
 def told(error: OSError) -> str:
     """Say in one line what the system says about which file."""
     name = error.filename2 or error.filename
@@ -50,7 +55,7 @@ def guard(function: Callable[[], Any]) -> NoReturn:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        if error.filename is None and error.errno not in _OF_THE_DISK:
+        if not is_of_a_file(error):
             raise
         print(told(error), file=sys.stderr)
         sys.exit(2)

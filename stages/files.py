@@ -136,7 +136,7 @@ def is_running(pid: int) -> bool:
     """Whether a process of that number lives on this machine."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stages.cli import UserError, guard, told, warn
+from stages.cli import UserError, guard, is_of_a_file, told, warn
 from stages.params import Params, read_params
 from stages.tracking import outbox
 from stages.tracking.results import current_results, describe, missing_outputs
@@ -180,15 +180,16 @@ def main() -> None:
         complete = publish(params)
     except (UserError, KeyboardInterrupt):
         raise
-    except OSError as error:
-        warn(f"not published: {told(error)}")
-        complete = False
-    except Exception:
-        if strict:
-            raise
+    except Exception as error:
         # A stage that fails loses the experiment of `dvc exp run --temp`: a fault here is not worth that.
-        traceback.print_exc()
-        complete = True
+        if isinstance(error, OSError) and is_of_a_file(error):
+            warn(f"not published: {told(error)}")
+            complete = False
+        elif strict:
+            raise
+        else:
+            traceback.print_exc()
+            complete = True
     if strict and not complete:
         sys.exit(1)
 

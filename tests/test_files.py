@@ -139,6 +139,7 @@ def test_what_a_killed_writer_left_is_no_output_and_is_removed_by_the_next(tmp_p
 
 def test_what_other_programs_named_alike_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / ".out.tmp-notes").mkdir()
+    (tmp_path / f".out.tmp-{10**30}").mkdir()  # no process has such a number
     with new_folder(tmp_path / "out"):
         pass
     assert names(tmp_path) == [".out.tmp-notes", "out"]
