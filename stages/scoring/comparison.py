@@ -5,9 +5,11 @@ accuracy, or in mean average precision where images have several labels, paired 
 have (see intervals.py). A verdict needs two repeats or more: with one split nobody knows how another split would have
 ordered the runs.
 
-Recommended is the cheapest run that is not shown to be worse than the best, by the same test with its own correction.
-Cheap means few multiply-adds per image, below the cut and above it; of runs that take the same, the most accurate. It
-is counted, so that every machine recommends the same run; seconds would not do that. Two rules keep the answer honest:
+Recommended is the cheapest run that is not shown to be worse than the best, by the same test with its own correction,
+nor than the reference; the reference itself only if no run is shown to be better. (Else a best run of which little is
+known, because it differs from all others widely, would let in the cheapest run of all.) Cheap means few multiply-adds
+per image, below the cut and above it; of runs that take the same, the most accurate. It is counted, so that every
+machine recommends the same run; seconds would not do that. Two more rules keep the answer honest:
 - Only runs with the most labels of each class, and of those the ones on the most repeats, are in the choice: all have
   learned from as much and are scored on the same images.
 - A baseline (family none: what a transfer must beat) is recommended only if it scores highest. Where a baseline is not
@@ -117,7 +119,8 @@ def _compare_dataset(name: str, params: Params, records: Mapping[str, Record]) -
     reference = reference_run(name, params, records)
     to_reference = {} if reference is None else _differences(reference, of_dataset)
     to_best = to_reference if best == reference and len(thorough) == len(of_dataset) else _differences(best, thorough)
-    recommended = _recommended(best, thorough, to_best) if of_dataset[best].metrics["repeats"] > 1 else None
+    beaten = _beaten(reference, thorough, to_reference)
+    recommended = _recommended(best, thorough, to_best, beaten) if of_dataset[best].metrics["repeats"] > 1 else None
     most = max(of_dataset.values(), key=_repeats)
     return DatasetComparison(
         name=name,
@@ -211,11 +214,23 @@ def _order(record: Record) -> tuple[float, float, float, str]:
     return -score(record), _operations(record), float("inf") if trained is None else trained, record.run
 
 
-def _recommended(best: str, records: Mapping[str, Record], to_best: Mapping[str, Difference]) -> str:
+def _beaten(
+    reference: str | None, records: Mapping[str, Record], to_reference: Mapping[str, Difference]
+) -> set[str | None]:
+    """Return the runs that are shown to be worse than the reference, and it, where a run is shown to be better."""
+    found = {name: verdict(to_reference[name]) for name in records if name in to_reference}
+    worse: set[str | None] = {name for name, shown in found.items() if shown == WORSE}
+    return worse | {reference} if BETTER in found.values() else worse
+
+
+def _recommended(
+    best: str, records: Mapping[str, Record], to_best: Mapping[str, Difference], beaten: set[str | None]
+) -> str:
     in_choice = [
         name
         for name, record in records.items()
-        if name == best or (verdict(to_best[name]) in (EVEN, BETTER) and not _is_baseline(record))
+        if name == best
+        or (verdict(to_best[name]) in (EVEN, BETTER) and name not in beaten and not _is_baseline(record))
     ]
     return min(in_choice, key=lambda name: (_operations(records[name]), _order(records[name])))
 

@@ -156,6 +156,25 @@ def test_recommended_is_the_cheapest_run_that_is_not_shown_to_be_worse_than_the_
     assert "0.875" in found.recommendation
 
 
+def test_a_reference_that_a_run_beats_is_not_recommended_because_of_a_best_run_of_which_little_is_known() -> None:
+    """All that the best run gains lies in three of 37 groups; the SVM gains one image in each."""
+    group = np.array([*20 * [0, 1, 2], *np.repeat(np.arange(3, 37), 10)])
+    place = np.array([np.count_nonzero(group[:image] == own) for image, own in enumerate(group)])
+    probe = place < 5
+    right = {"probe": probe, "svm": place < 6, "best": probe | ((group < 3) & (place < 19))}
+    records = {
+        name: make_record(
+            name, make_outcomes(hits, [f"module {own}" for own in group]), operations_per_image=float(cost)
+        )
+        for cost, (name, hits) in enumerate(right.items())
+    }
+    found = compared(make_params(dict.fromkeys(right, ("cells", "lite0", "logistic"))), records)
+    assert (found.reference, found.best) == ("probe", "best")
+    assert {name: verdict(d) for name, d in found.to_best.items()} == {"probe": EVEN, "svm": EVEN}
+    assert verdict(found.to_reference["svm"]) == BETTER
+    assert found.recommended == "svm"
+
+
 def test_of_equal_operations_the_most_accurate_run_is_recommended_and_seconds_do_not_count() -> None:
     params, records = runs_on_cells(
         cost={
