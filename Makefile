@@ -73,7 +73,7 @@ picture: $(STAMP)  ## take the picture in the README anew, of reports/report.htm
 	@python -m tests.browser
 
 keys: $(STAMP)  ## print every key of params.yaml, and renew docs/params.md
-	@python -m stages.params --keys | tee docs/params.md
+	@python -m stages.keys | tee docs/params.md
 
 cuts: $(STAMP)  ## print where a network can be cut (BACKBONE=lite0, or any network's name; SIZE=224)
 	@test -n "$(BACKBONE)" || { echo "name a network: make cuts BACKBONE=lite0" >&2; exit 2; }

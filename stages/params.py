@@ -1,7 +1,6 @@
 """The levels of params.yaml, what each key means, and the strict base of every entry.
 
     python -m stages.params            check params.yaml, and say everything that is wrong with it
-    python -m stages.params --keys     every key with its type, default and meaning, as Markdown
 
 An entry of `downloads` is described by the file of its `source` in stages/sources/, a run's `transfer` by the file of
 its `kind` in stages/transfers/: each holds a class `Params`. The rest is described here.
@@ -455,13 +454,14 @@ def _readable(loc: tuple[int | str, ...], content: Any, skip: int) -> tuple[int 
 
 def _known_keys(model: Any, path: tuple[int | str, ...]) -> list[str]:
     for part in path:
-        annotation = model.model_fields[part].annotation if _is_model(model) and part in model.model_fields else model
-        inner = [a for a in (annotation, *typing.get_args(annotation)) if _is_model(a)]
+        annotation = model.model_fields[part].annotation if is_model(model) and part in model.model_fields else model
+        inner = [a for a in (annotation, *typing.get_args(annotation)) if is_model(a)]
         model = inner[0] if inner else annotation
-    return list(model.model_fields) if _is_model(model) else []
+    return list(model.model_fields) if is_model(model) else []
 
 
-def _is_model(value: Any) -> bool:
+def is_model(value: Any) -> bool:
+    """Whether a key's type is an entry, with keys of its own."""
     return isinstance(value, type) and issubclass(value, BaseModel)
 
 
@@ -487,50 +487,56 @@ def _wrong_references(params: Params, unread: Iterable[str] = ()) -> Iterator[st
             yield problem
 
 
-def _references(params: Params) -> Iterator[tuple[str, str]]:
-    """Yield each wrong reference as a line, and the name that it refers to."""
-    weights = [k for k, d in params.downloads.items() if d.source == "weights"]
-    images = [k for k in params.downloads if k not in weights]
+Wrong = tuple[str, str | None]
+"""A line about a reference, and the name that stands for nothing; None where another thing is wrong with it."""
+
+
+def _references(params: Params) -> Iterator[Wrong]:
+    """Yield each wrong reference."""
+    images = [k for k, d in params.downloads.items() if d.source != "weights"]
     for level, entries in (("datasets", params.datasets), ("features", params.features)):
         for name, entry in typing.cast("Mapping[str, Dataset | Features]", entries).items():
             yield from _wrong(f"{level}.{name}.images", entry.images, images, "brings no images")
-    trained = [k for k, run in params.runs.items() if _trains_network(run)]
-    known = [*(f"raw/{k}" for k in weights), *(f"models/{k}" for k in trained)]
-    for name, features in params.features.items():
-        yield from _wrong(f"features.{name}.backbone", features.backbone, known, "brings no weights")
-        if name in _behind(params, name):
-            yield f"params.yaml: features.{name}.backbone: {features.backbone} is itself trained on {name}", ""
+    yield from _backbones(params)
     for name, run in params.runs.items():
         yield from _wrong(f"runs.{name}.dataset", run.dataset, params.datasets, "is no data set")
         yield from _wrong(f"runs.{name}.features", run.features, params.features, "is none of the features")
-        if run.dataset not in params.datasets or run.features not in params.features:
-            continue
-        dataset, features = params.datasets[run.dataset], params.features[run.features]
-        if dataset.images != features.images:
-            yield (
-                f"params.yaml: runs.{name} brings together {run.dataset} of the images {dataset.images} and "
-                f"{run.features} of the images {features.images}; both must be of the same images",
-                "",
-            )
-        if run.repeats is not None and run.repeats > dataset.split.repeats:
-            yield f"params.yaml: runs.{name}.repeats is {run.repeats}: {run.dataset} has {dataset.split.repeats}", ""
-        kind = getattr(run.transfer, "kind", None)
-        if kind is None:
-            continue  # what is wrong with it has been said
-        if dataset.label.multi_label and run.labels_per_class is not None:
-            yield (
-                f"params.yaml: runs.{name}.labels_per_class counts images of one class each; {run.dataset} has several "
-                "labels of an image",
-                "",
-            )
-        problem = getattr(kind_module("transfers", kind), "problem", None)
-        if problem is not None and (reason := problem(run.transfer, features, dataset)):
-            yield f"params.yaml: runs.{name}: {reason}", ""
+        if run.dataset in params.datasets and run.features in params.features:
+            for problem in _run(run, params.datasets[run.dataset], params.features[run.features]):
+                yield f"params.yaml: runs.{name}{problem}", None
     for dataset_name, run_name in params.compare.references.items():
         place = f"compare.references.{dataset_name}"
         yield from _wrong(place, dataset_name, params.datasets, "is no data set")
         of_dataset = [k for k, run in params.runs.items() if run.dataset == dataset_name]
         yield from _wrong(place, run_name, of_dataset, f"is no run of {dataset_name}")
+
+
+def _backbones(params: Params) -> Iterator[Wrong]:
+    weights = [f"raw/{k}" for k, d in params.downloads.items() if d.source == "weights"]
+    trained = [f"models/{k}" for k, run in params.runs.items() if _trains_network(run)]
+    for name, features in params.features.items():
+        yield from _wrong(f"features.{name}.backbone", features.backbone, [*weights, *trained], "brings no weights")
+        if name in _behind(params, name):
+            yield f"params.yaml: features.{name}.backbone: {features.backbone} is itself trained on {name}", None
+
+
+def _run(run: Run, dataset: Dataset, features: Features) -> Iterator[str]:
+    """Yield why a run cannot bring its data set and its features together, each to be put after the run's name."""
+    if dataset.images != features.images:
+        yield (
+            f" brings together {run.dataset} of the images {dataset.images} and {run.features} of the images "
+            f"{features.images}; both must be of the same images"
+        )
+    if run.repeats is not None and run.repeats > dataset.split.repeats:
+        yield f".repeats is {run.repeats}: {run.dataset} has {dataset.split.repeats}"
+    kind = getattr(run.transfer, "kind", None)
+    if kind is None:
+        return  # what is wrong with it has been said
+    if dataset.label.multi_label and run.labels_per_class is not None:
+        yield f".labels_per_class counts images of one class each; {run.dataset} has several labels of an image"
+    problem = getattr(kind_module("transfers", kind), "problem", None)
+    if problem is not None and (reason := problem(run.transfer, features, dataset)):
+        yield f": {reason}"
 
 
 def _trains_network(run: Run) -> bool:
@@ -552,77 +558,17 @@ def _behind(params: Params, features: str) -> set[str]:
     return found
 
 
-def _wrong(place: str, name: str, known: Iterable[str], what: str) -> Iterator[tuple[str, str]]:
+def _wrong(place: str, name: str, known: Iterable[str], what: str) -> Iterator[Wrong]:
     known = list(known)
     if name not in known:
         yield f"params.yaml: {place}: {name} {what}; {suggest(name, known)}", name
 
 
-def key_table() -> str:
-    """Return every key of params.yaml with type, default and meaning as Markdown; docs/params.md holds it."""
-    sections: list[tuple[str, type[BaseModel]]] = [("The levels", Params)]
-    sections += [(f"`downloads`, source: {k}", kind_module("sources", k).Params) for k in kinds("sources")]
-    sections += [("`datasets`", Dataset), ("`features`", Features), ("`runs`", Run)]
-    sections += [(f"`transfer`, kind: {k}", kind_module("transfers", k).Params) for k in kinds("transfers")]
-    sections += [("`compare`", Compare)]
-    lines = ["# What does each key of params.yaml mean?", "", "Made by `make keys`.", ""]
-    for title, model in sections:
-        lines += [f"## {title}", "", *_introduction(model), "| key | type | default | meaning |", "|---|---|---|---|"]
-        lines += [f"| `{k}` | {t} | {d} | {m} |" for k, t, d, m in _rows(model, "")]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _introduction(model: type[BaseModel]) -> list[str]:
-    of_a_kind = model.__name__ == "Params" and model is not Params
-    text = sys.modules[model.__module__].__doc__ if of_a_kind else model.__doc__
-    return [(text or "").strip().splitlines()[0], ""]
-
-
-def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
-    for name, field in model.model_fields.items():
-        if _is_model(field.annotation) and model is not Params:  # whose levels have tables of their own
-            yield from _rows(typing.cast("type[BaseModel]", field.annotation), f"{prefix}{name}.")
-        else:
-            default = "required" if field.is_required() else f"`{_shown(field.default)}`"
-            meaning = field.description or ""
-            yield f"{prefix}{name}", _type_name(field.annotation), default, meaning
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_shown, value))}]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
-
-
-def _type_name(annotation: Any) -> str:
-    names = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "keys"}
-    if annotation in names:
-        return names[annotation]
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Annotated:
-        return _type_name(arguments[0])
-    if origin is Literal:
-        return ", ".join(f"`{_shown(a)}`" for a in arguments)
-    if origin is list:
-        return f"list of: {_type_name(arguments[0])}"
-    if origin is dict:
-        return f"name: {_type_name(arguments[1])}"
-    if arguments:
-        return " or ".join(_type_name(a) for a in arguments)
-    return "keys" if _is_model(annotation) else getattr(annotation, "__name__", str(annotation))
-
-
 def main() -> None:
-    """Check params.yaml, or print the table of keys."""
-    if sys.argv[1:] == ["--keys"]:
-        print(key_table(), end="")
-    elif sys.argv[1:]:
-        raise UserError("usage: python -m stages.params [--keys]")
-    else:
-        read_params()
+    """Check params.yaml."""
+    if sys.argv[1:]:
+        raise UserError("usage: python -m stages.params; what each key means: python -m stages.keys")
+    read_params()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from stages.params import key_table, kind_module, kinds, read_params
+from stages.keys import key_table
+from stages.params import kind_module, kinds, read_params
 from tests.conftest import ROOT, make_project
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])

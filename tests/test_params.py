@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from stages import params as module
 from stages.cli import UserError
+from stages.keys import key_table
 from stages.params import SYMMETRIES, Dataset, Params, Split, kind_module, kinds, read_params, suggest
 
 ROOT = Path(__file__).parents[1]
@@ -330,7 +331,7 @@ def all_models() -> Iterator[tuple[str, type[BaseModel]]]:
 
 
 def test_every_key_has_a_line_of_meaning_in_the_table() -> None:
-    table = module.key_table()
+    table = key_table()
     for name, model in all_models():
         for key, field in model.model_fields.items():
             nested = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
@@ -339,7 +340,7 @@ def test_every_key_has_a_line_of_meaning_in_the_table() -> None:
 
 
 def test_names_of_types_in_the_table_are_words() -> None:
-    rows = [line.split(" | ") for line in module.key_table().splitlines() if line.startswith("| `")]
+    rows = [line.split(" | ") for line in key_table().splitlines() if line.startswith("| `")]
     types: dict[str, Any] = {row[0].strip("| `"): row[1] for row in rows}
     assert types["split.repeats"] == "whole number"
     assert types["threshold" if "threshold" in types else "label.threshold"] == "number or list of: number or null"
@@ -365,7 +366,7 @@ def test_command_says_nothing_when_all_is_well_and_every_problem_otherwise(tmp_p
         "params.yaml: runs.probe: transfer.soft_labels: the data set has no soft labels; name their column as "
         "label.soft\n"
     )
-    assert run("--kees").stderr == "usage: python -m stages.params [--keys]\n"
+    assert run("--kees").stderr == "usage: python -m stages.params; what each key means: python -m stages.keys\n"
 
 
 @pytest.mark.parametrize(
