@@ -211,6 +211,7 @@ def test_dvc_killed_twenty_times_while_its_stages_go_on_writing(project: Project
             for folder in ("data", ".dvc/cache", ".transfer"):
                 shutil.rmtree(project.path(folder))
             project.path("dvc.lock").unlink()
+            project.run("git checkout -q -- data", check=True)
     assert killed == 20
     project.repro()
     assert bytes_written(project) == bytes_written(finished)
