@@ -100,12 +100,12 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def put(name, files):
-    """Make a download of files in the project one stands in."""
+def put(name, files, **columns):
+    """Make a download of files in the project one stands in; columns : a value for all of them each."""
     folder = Path("data/raw") / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    found = [Found(path.name, path, {"size": path.stat().st_size}) for path in files]
+    found = [Found(path.name, path, {"size": path.stat().st_size, **columns}) for path in files]
     write_images(folder, found, source="test", origin="a test", licence="none")
 
 
@@ -288,6 +288,16 @@ def test_of_a_new_view_size_layer_or_image_only_that_is_computed(engines, pictur
     extract("f", entry())
     assert passed(engines) == {}
     assert len(read_features("f")) == 10
+
+
+def test_of_images_that_are_labelled_otherwise_nothing_is_computed_and_the_features_stay_the_same(engines, pictures):
+    extract("f", entry())
+    before = contents("f")
+    passed(engines)
+    put("grey", [*pictures.glob("grey-*"), pictures / "again.png"], label="another")
+    extract("f", entry())
+    assert passed(engines) == {}
+    assert contents("f") == before
 
 
 @pytest.mark.parametrize("change", [{"resize": "stretch"}, {"dtype": "float16"}])
