@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from stages.files import DATA, PREPARED, RAW, read_json, read_table
-from stages.params import Dataset, Label, Params
-from stages.samples.order import Order
-from stages.samples.pictures import contact_sheet
-from stages.samples.thumbnails import SIDE, read_thumbnails
+from stages.files import DATA
+from stages.params import Params
 from stages.scoring.charts import Bars, Growth, Point, growth, scatter, style
 from stages.scoring.comparison import (
     BETTER,
@@ -32,13 +28,14 @@ from stages.scoring.comparison import (
     SplitComparison,
     verdict,
 )
+from stages.scoring.data_section import data_section, read_if_there, split_text
 from stages.scoring.inline_pictures import Pictures
 from stages.scoring.intervals import RESAMPLES, Difference
 from stages.scoring.labels import few_to_many
 from stages.scoring.leaderboard import Row, headline
 from stages.scoring.records import Record
 from stages.scoring.run_details import run_details
-from stages.scoring.suspects import Suspect, judges
+from stages.scoring.suspects import Suspect
 from stages.scoring.wording import (
     FIGURE_NAMES,
     column_name,
@@ -50,6 +47,7 @@ from stages.scoring.wording import (
     seconds,
     signed,
     size,
+    unbroken,
 )
 
 SECTIONS = {
@@ -65,12 +63,6 @@ SECTIONS = {
 }
 BAR_WIDTHS = (230, 132)
 """Of the bars on a desk and on a phone, in pixels."""
-MOST_SHEETS = 12
-"""Classes whose contact sheets are shown."""
-MOST_SUSPECTS = 24
-"""Images whose labels look wrong that are shown."""
-MOST_SLICES = 6
-"""Values of a column whose images are counted: the most frequent ones where there are more."""
 
 
 def page(
@@ -100,7 +92,7 @@ def page(
         "figures": _all_figures(rows),
         "splits": [_split(s, params, records) for s in comparison.splits],
         "runs": [run_details(row, params, records, comparison, pictures) for row in rows],
-        "data": [_data(d, params, records, suspects[d.name], pictures) for d in comparison.datasets.values()],
+        "data": [data_section(d, params, records, suspects[d.name], pictures) for d in comparison.datasets.values()],
         "weights": list(_weights(params)),
         "resamples": f"{RESAMPLES:,}",
         "grouped": [d.name for d in comparison.datasets.values() if d.groups],
@@ -141,8 +133,8 @@ def _dataset(
     return {
         "name": d.name,
         "figure": column_name(d.figure),
-        "split_by": _split_text(d, params),
-        "recommendation": _unbroken(d.recommendation),
+        "split_by": split_text(d, params),
+        "recommendation": unbroken(d.recommendation),
         "cautions": d.cautions,
         "chosen_title": "recommended" if d.recommended else "highest on one split",
         "chosen": {**_figures(chosen), "run": d.shown, "cost": count(chosen["operations_per_image"])},
@@ -169,11 +161,6 @@ def _dataset(
     }
 
 
-def _unbroken(text: str) -> str:
-    """Keep a number and its per cent sign on one line."""
-    return text.replace(" %", "\u00a0%")
-
-
 def _limits(row: Row, figure: str) -> tuple[float, float, float]:
     """Return low, value and high; where there is no interval all are the value."""
     value = float(row[figure])
@@ -189,14 +176,6 @@ def _figures(row: Row) -> dict[str, str]:
         "auc": decimals(row["auc"]),
         "auc_interval": interval(row["auc_low"], row["auc_high"]),
     }
-
-
-def _split_text(d: DatasetComparison, params: Params) -> str:
-    dataset = params.datasets[d.name]
-    how = f"split by {dataset.group}" if dataset.group else "images split one by one"
-    if dataset.split.column:
-        how = f"split as the column {dataset.split.column} says"
-    return f"{how}, {'once' if d.repeats == 1 else f'{d.repeats} times'}"
 
 
 def _caption(d: DatasetComparison) -> str:
@@ -416,205 +395,17 @@ def _split(split: SplitComparison, params: Params, records: Mapping[str, Record]
         }
         for pair in split.pairs
     ]
-    return {"label": listed(list(split.datasets)), "titles": titles, "rows": rows, "meaning": _unbroken(split.meaning)}
-
-
-# Data and pictures
-
-
-def _data(
-    d: DatasetComparison,
-    params: Params,
-    records: Mapping[str, Record],
-    suspects: Sequence[Suspect] | None,
-    pictures: Pictures,
-) -> dict[str, Any]:
-    dataset = params.datasets[d.name]
-    facts = _read_if_there(PREPARED / d.name / "dataset.json")
-    tested = {c["class"]: c["images"] for c in records[d.runs[0]].details["classes"]}
-    counts: dict[str, int] = facts.get("counts", tested)
-    folder, files = PREPARED / d.name, facts.get("pictures", {})
-    sheets = [
-        pictures.add(folder / file, alt=f"Contact sheet of images of class {name}", caption=f"Class {name}.")
-        for name, file in list(files.items())[:MOST_SHEETS]
-    ]
-    there = any((folder / file).is_file() for file in files.values())
-    return {
-        "name": d.name,
-        "facts": [(k, v) for k, v in _data_facts(d, dataset.images, facts, params) if v],
-        "leakage": _leakage(facts, dataset),
-        "counted": "images" if "counts" in facts else "test images of all repeats",
-        **_class_table(counts, facts["samples"] if facts.get("multi_label") else sum(counts.values()), facts),
-        "pictures": [p for p in sheets if p is not None],
-        "contradictions": _contradictions(d.name, facts, pictures),
-        "suspects": _suspects(d, records, facts, suspects, pictures),
-        "slices": list(_slice_rows(records[d.best], dataset.label)),
-        "note": "" if there else "Pictures of the classes are not on the machine that made this page.",
-    }
-
-
-def _class_table(counts: Mapping[str, int], total: int, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row for each class: how many images, in which part, how bright; what is not known here is left out."""
-    described = facts.get("described", {})
-    parts, brightness = described.get("parts", {}), described.get("brightness", {})
-    columns = [*(f"{part} in the first split" for part in next(iter(parts.values()), {}))]
-    columns += ["brightness, of 255"] if brightness else []
-    rows = []
-    for name, n in counts.items():
-        cells = [f"{count:,}" for count in parts.get(name, {}).values()]
-        if name in brightness:
-            low, middle, high = brightness[name]
-            cells.append(f"{middle:.0f} ({low:.0f} to {high:.0f})")
-        share = f"{n / max(total, 1):.0%}".replace("%", "\u00a0%")
-        rows.append({"name": name, "cells": [f"{n:,}", share, *cells]})
-    return {"class_columns": columns, "classes": rows}
-
-
-def _slice_rows(record: Record, label: Label) -> Iterator[tuple[str, str]]:
-    """Yield each column that results are sliced by, and how many test images have which of its values.
-
-    What the table of classes says already is left out.
-    """
-    left = {entry["column"]: entry["values"] for entry in record.details["not_sliced"]}
-    columns: dict[str, dict[str, int]] = {}
-    for entry in record.details["slices"]:
-        columns.setdefault(entry["column"], {})[entry["value"]] = entry["images"]
-    for column, images in columns.items():
-        if set(images) == set(record.facts["classes"]) or (label.multi_label and column in label.columns):
-            continue
-        frequent = sorted(images, key=lambda value: -images[value])[:MOST_SLICES]
-        shown = [f"{value}: {n:,}" for value, n in images.items() if value in frequent]
-        more = len(images) - len(shown) + left.get(column, 0)
-        yield column, "; ".join([*shown, *([f"{more:,} more values"] if more else [])])
-
-
-def _contradictions(name: str, facts: Mapping[str, Any], pictures: Pictures) -> dict[str, Any] | None:
-    """Return how many pairs of images look the same and are labelled otherwise, and the first of them side by side."""
-    if not facts.get("contradictions"):
-        return None
-    folder = PREPARED / name
-    rows = read_table(folder / "contradictions.parquet").slice(0, MOST_SUSPECTS // 2).to_pylist()
-    shown = [(row[name], row[label]) for row in rows for name, label in (("sample", "label"), ("other", "other_label"))]
-    images = read_thumbnails(folder / "thumbnails.parquet", [sample for sample, _ in shown])
-    sheet = _sheet(images, [f"{label}\n{sample}" for sample, label in shown])
-    return {
-        "text": f"{facts['contradictions']:,} pairs of images look the same and are labelled otherwise.",
-        "picture": pictures.add_bytes(
-            sheet, f"Contact sheet of pairs of {name} that look the same", "Pairs, with their labels and names."
-        ),
-    }
-
-
-def _sheet(images: Sequence[Any], captions: Sequence[str]) -> bytes:
-    """Return a contact sheet as PNG."""
-    sheet = io.BytesIO()
-    contact_sheet(images, captions, columns=6, side=SIDE).save(sheet, "PNG")
-    return sheet.getvalue()
-
-
-def _suspects(
-    d: DatasetComparison,
-    records: Mapping[str, Record],
-    facts: Mapping[str, Any],
-    suspects: Sequence[Suspect] | None,
-    pictures: Pictures,
-) -> dict[str, Any]:
-    """Return what is said of labels that look wrong, and a contact sheet of the likeliest where the images are here."""
-    if suspects is None:
-        return {"text": "There are too many test images to tell which labels look wrong.", "picture": None}
-    asked, found = judges(d, records), len({suspect.sample for suspect in suspects})
-    judged = records[d.best].metrics["images"]
-    text = (
-        f"{found:,} of {judged:,} test images look as if they were of another class than they are labelled, "
-        f"to {listed(asked)}, on images that {'it has' if len(asked) == 1 else 'they have'} not seen."
-    )
-    shown, here = suspects[:MOST_SUSPECTS], facts.get("content_hash") == records[d.runs[0]].facts["dataset"]
-    if not shown or not here:
-        return {"text": text, "picture": None}
-    images = read_thumbnails(PREPARED / d.name / "thumbnails.parquet", [suspect.sample for suspect in shown])
-    sheet = _sheet(images, [suspect.caption for suspect in shown])
-    alt = f"Contact sheet of images of {d.name} whose labels look wrong"
-    caption = f"The likeliest {len(shown)}: the probability and name of the class that it looks like, and its label."
-    return {"text": text, "picture": pictures.add_bytes(sheet, alt, caption)}
-
-
-def _data_facts(d: DatasetComparison, images: str, facts: Mapping[str, Any], params: Params) -> list[tuple[str, Any]]:
-    download = _read_if_there(RAW / images / "download.json")
-    group = params.datasets[d.name].group
-    return [
-        ("images", images),
-        ("origin", download.get("origin")),
-        ("licence", download.get("licence")),
-        ("division", _split_text(d, params)),
-        ("groups", f"{d.groups:,}, by {group}" if d.groups else None),
-        ("sizes", _sizes(facts.get("described", {}))),
-        ("left out", _left_out(facts)),
-        ("exact duplicates", f"{facts['duplicates']:,}, kept on one side" if facts.get("duplicates") else None),
-        ("near duplicates", _near_duplicates(facts, params.datasets[d.name])),
-    ]
-
-
-def _sizes(described: Mapping[str, Any]) -> str | None:
-    if not described:
-        return None
-    modes = {"L": "grey", "RGB": "colour"}
-    sizes = [f"{n:,} of {of}" for of, n in described["sizes"].items()]
-    sizes += [f"{described['other_sizes']:,} of other sizes"] if described["other_sizes"] else []
-    return f"{listed(sizes)}; {listed([f'{n:,} {modes.get(m, m)}' for m, n in described['modes'].items()])}"
-
-
-def _left_out(facts: Mapping[str, Any]) -> str | None:
-    if not facts.get("rejected"):
-        return None
-    reasons = [f"{n:,}: {reason}" for reason, n in facts.get("described", {}).get("reasons", {}).items()]
-    return "; ".join([f"{facts['rejected']:,}, listed in rejected.parquet", *reasons])
-
-
-def _near_duplicates(facts: Mapping[str, Any], dataset: Dataset) -> str | None:
-    """Say how many images look nearly the same as another, and whether they are kept on one side of every split."""
-    if not facts.get("near_duplicates"):
-        return None
-    text = f"{facts['near_duplicates']:,} images look like another"
-    if dataset.near_duplicates and dataset.split.column is None:
-        return f"{text}, kept on one side"
-    apart = facts.get("leakage", {}).get("near_duplicates")
-    return text if apart is None else f"{text}, {apart:,} of them like one in another part{_of_the_first(dataset)}"
-
-
-def _of_the_first(dataset: Dataset) -> str:
-    return " of the first split" if dataset.split.repeats > 1 else ""
-
-
-def _leakage(facts: Mapping[str, Any], dataset: Dataset) -> str | None:
-    """Say what leaks into the test part, by pixels, by looks and by the order of names (see samples/order.py)."""
-    found = []
-    if "leakage" in facts:
-        copies, alike = facts["leakage"]["same_pixels"], facts["leakage"]["test_images"]
-        left_out = f"{copies:,} images, left out because a later part holds them"
-        tested = f"{alike:,} test images look like one in another part{_of_the_first(dataset)}"
-        found += [f"by pixels: {left_out if copies else 'none'}", f"by looks: {tested if alike else 'none'}"]
-    order = Order(**facts["order"]) if "order" in facts else Order(0.0, 0)
-    if order.tested:
-        of = _unbroken(f"for {order.share * 100:.0f} % of {order.tested:,} test images, where 50 % is chance")
-        near = f"the training image that looks most like a test image stands near it {of}"
-        what = f"{dataset.group} does not keep it together" if dataset.group else "name what it shares as group"
-        found.append(f"by order: likely, {near}; {what}" if order.tells else f"by order: none seen, {near}")
-    return "; ".join(found) or None
+    return {"label": listed(list(split.datasets)), "titles": titles, "rows": rows, "meaning": unbroken(split.meaning)}
 
 
 def _weights(params: Params) -> Iterator[dict[str, str]]:
     """Yield what is known of the weights that the runs' features were computed with."""
     for name in dict.fromkeys(run.features for run in params.runs.values()):
         features = params.features[name]
-        network = _read_if_there(DATA / features.backbone / "network.json")
+        network = read_if_there(DATA / features.backbone / "network.json")
         yield {
             "features": name,
             "network": network.get("network", features.backbone),
             "origin": network.get("source") or network.get("origin") or "–",
             "licence": network.get("licence") or "–",
         }
-
-
-def _read_if_there(path: Path) -> dict[str, Any]:
-    """Read a file that a clone without the data lacks: the page is made all the same."""
-    return dict(read_json(path)) if path.is_file() else {}
