@@ -77,7 +77,7 @@ def uses(project: Path, label: str = "") -> Iterator[Use]:
             if entry.precision == "int8" and written.is_file():  # before it is extracted, nothing can be of use to it
                 backbone = replace(backbone, ranges=read_json(written).get("ranges"))
             looked_up = [(context(entry, backbone), frozenset(wanted_columns(entry)))]
-            if entry.cut != "image" and sizes_elsewhere(entry):
+            if entry.cut != "image" and sizes_elsewhere(entry, list(params.features.values())):
                 kept = frozenset(pixel_column(size) for size in entry.image_size)
                 looked_up.append((pixel_context(entry, backbone), kept))
             for described, columns in looked_up:

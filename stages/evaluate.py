@@ -32,14 +32,12 @@ from stages.scoring.metrics import Floats, Integers, Outcomes
 from stages.scoring.plots import draw_pictures, most_confident_mistakes, plot_rows
 from stages.scoring.records import Record, flat, outcomes_table, write_record
 from stages.scoring.wording import FIGURE_NAMES
-from stages.store.activations import FeatureStore, check_finite, read_features
+from stages.store.activations import FeatureStore, read_features
 from stages.store.models import Model, read_model
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BATCH_BYTES = 64 * 2**20
-"""Activations in memory at a time."""
 MOST_SLICES = 30
 """Values of a column up to which each is looked at alone; of more, ranges of numbers, and the most frequent words."""
 FEWEST_IMAGES = 10
@@ -125,20 +123,14 @@ def predict(
 
 def predict_test(model: Model, samples: Samples, features: FeatureStore, part: Integers) -> Floats:
     """Return the probabilities (n, classes) that a model gives to some samples; raises as `check_finite` does."""
-    hashes, all_names = samples.image_hashes, samples.table["sample"].to_pylist()
+    hashes, names = samples.image_hashes, samples.table["sample"].take(part).to_pylist()
     rows = features.rows([hashes[row] for row in part])
     if (rows < 0).any():
         raise UserError(
             f"data/features/{features.facts['features']} has no row for {int((rows < 0).sum())} test images of "
             f"{samples.name}: run `dvc repro`"
         )
-    size = max(1, BATCH_BYTES // (4 * len(features.views) * int(np.prod(features.shape))))
-    batches = []
-    for i in range(0, len(rows), size):
-        activations = features.read(rows[i : i + size])
-        check_finite(activations, features.folder, [all_names[row] for row in part[i : i + size]], features.views)
-        batches.append(model.predict_proba(activations))
-    return np.concatenate(batches)
+    return np.concatenate([model.predict_proba(activations) for activations in features.checked(rows, names)])
 
 
 def predictions_table(samples: Samples, rows: Integers, outcomes: Outcomes) -> pa.Table:

@@ -154,7 +154,7 @@ def _compute(
     """
     rejected: dict[str, str] = {}
     hashes = images.table["image_hash"]
-    kept = KeptPixels(pixel_context(entry, backbone), stored.digests, sizes_elsewhere(entry))
+    kept = KeptPixels(pixel_context(entry, backbone), stored.digests, sizes_elsewhere(entry, _every_features()))
     with kept, cache.writer() as writer:
         for columns, positions in stored.lacking():
             positions = positions[np.argsort(rows[positions])]  # in the order in which they lie on the disk
@@ -172,16 +172,17 @@ def _compute(
     return rejected
 
 
-def sizes_elsewhere(entry: Features) -> set[int]:
-    """Return the sizes that params.yaml's other features of the same images are extracted at; none where it has none.
-
-    Nothing but time hangs on it, so params.yaml is looked at as it is now.
-    """
+def _every_features() -> list[Features]:
+    """Return the entries of params.yaml as it is now: nothing but time hangs on them."""
     try:
-        entries = list(read_params().features.values())
+        return list(read_params().features.values())
     except UserError:
-        return set()
-    alike = [e for e in entries if (e.images, e.resize) == (entry.images, entry.resize)]
+        return []
+
+
+def sizes_elsewhere(entry: Features, every: Sequence[Features]) -> set[int]:
+    """Return the sizes that all features of the same images are extracted at; none where there are no others."""
+    alike = [e for e in every if (e.images, e.resize) == (entry.images, entry.resize)]
     if len(alike) > 1:
         return {size for e in alike for size in e.image_size}
     return set()

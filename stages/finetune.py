@@ -56,8 +56,6 @@ if TYPE_CHECKING:
     from stages.store.models import Model
     from stages.transfers.shared.above import Above
 
-CHECKED_BYTES = 64 * 2**20
-"""Activations in memory at a time, where they are only looked through."""
 FROZEN_PART = ("backbone.safetensors", "network.json", "features.json")
 
 
@@ -243,9 +241,8 @@ def _read(
     weights = None if samples.weights is None else samples.weights[rows]
     own_names = [names[row] for row in rows]
     if streams:
-        step = max(1, CHECKED_BYTES // (4 * len(features.views) * int(np.prod(features.shape))))
-        for i in range(0, len(at), step):
-            check_finite(features.read(at[i : i + step]), features.folder, own_names[i : i + step], features.views)
+        for _ in features.checked(at, own_names):
+            pass
         # It is read like an array by those that stream, and they are the only ones to see it.
         stored = cast("NDArray[np.float32]", features.stored(at))
         return Part(stored, samples.labels[rows], samples.targets[rows], own, weights)

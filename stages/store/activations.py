@@ -16,7 +16,7 @@ the rows that are asked for and nothing else.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -37,6 +37,8 @@ from stages.files import (
     write_table,
 )
 
+CHECKED_BYTES = 64 * 2**20
+"""So much is read at a time, to keep memory flat with many samples."""
 SHARD_BYTES = 256_000_000
 """About the size of one file: few files for DVC, yet small enough to send one again when a transfer breaks."""
 
@@ -194,6 +196,14 @@ class FeatureStore:
         if at is None:
             return self._gather("activations", rows, (len(self.views), *self.shape))
         return self._gather("activations", rows, (len(at), *self.shape), np.array(at))
+
+    def checked(self, rows: npt.NDArray[np.int64], samples: Sequence[str]) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield activations (k, views, *shape) of n rows, some at a time; samples : their names, see `check_finite`."""
+        step = max(1, CHECKED_BYTES // (4 * len(self.views) * math.prod(self.shape)))
+        for i in range(0, len(rows), step):
+            activations = self.read(rows[i : i + step])
+            check_finite(activations, self.folder, samples[i : i + step], self.views)
+            yield activations
 
     def stored(self, rows: npt.ArrayLike) -> StoredRows:
         """Return activations (n, views, *shape) of n rows to be read little by little, when they are asked for."""
