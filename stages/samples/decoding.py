@@ -37,6 +37,8 @@ FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM"
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _JPEG = b"\xff\xd8"  # what such a file begins with
+_SMALL = 320
+"""Up to this image size a JPEG is decoded alike for all sizes: reading its bits, not the pixels, takes the time."""
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -59,8 +61,7 @@ def decode(content: bytes, at_least: int = 0) -> Image.Image:
     8; the result has mode "L" (grey) or "RGB". Colour profiles are not applied.
 
     at_least : allows a JPEG to be decoded at a half, a quarter or an eighth of its size, which is several times as
-        fast, as long as its shorter side keeps at least so many pixels; 0 decodes all of them. Twice the side that is
-        wanted in the end keeps what the resizing makes of it nearly the same.
+        fast, as long as its shorter side keeps at least so many pixels; 0 decodes all of them.
     Raises BadImage.
     """
     try:
@@ -159,17 +160,22 @@ def to_arrays(
 ) -> dict[int, NDArray[np.uint8]]:
     """Decode an image file into what a network reads: for each size an array (C, size, size), see `to_array`.
 
-    The pixels of one size do not depend on which others are asked for. A JPEG is decoded small for a small size, and
-    once for all sizes that come to the same; everything else is decoded once. Raises BadImage.
+    The pixels of one size do not depend on which others are asked for. Everything is decoded once, but for a JPEG and
+    sizes above _SMALL, which may need more of its pixels. Raises BadImage.
     """
     together: dict[object, list[int]] = {}
     for size in sizes:
-        together.setdefault(_drafted(content, 2 * size) if content.startswith(_JPEG) else None, []).append(size)
+        together.setdefault(_drafted(content, _enough(size)) if content.startswith(_JPEG) else None, []).append(size)
     found: dict[int, NDArray[np.uint8]] = {}
     for alike in together.values():
-        image = decode(content, at_least=2 * alike[0] if content.startswith(_JPEG) else 0)
+        image = decode(content, at_least=_enough(alike[0]) if content.startswith(_JPEG) else 0)
         found |= {size: to_array(image, size, resize, interpolation) for size in alike}
     return {size: found[size] for size in sizes}
+
+
+def _enough(size: int) -> int:
+    """Return how many pixels a JPEG's shorter side keeps for an image size; more hardly change what comes of it."""
+    return max(size, _SMALL) * 3 // 2
 
 
 def _drafted(content: bytes, at_least: int) -> tuple[int, int] | None:

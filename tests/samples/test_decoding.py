@@ -260,8 +260,10 @@ def test_threads_decode_as_one_after_the_other(cells: list[Path]) -> None:
     assert list(in_threads(work, cells[:100], threads=8)) == [work(path) for path in cells[:100]]
 
 
-def test_a_jpeg_is_decoded_once_for_sizes_that_come_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = np.random.default_rng(0).integers(0, 255, (900, 1200, 3)).astype(np.uint8)
+def test_a_jpeg_is_decoded_once_for_all_sizes_up_to_320_and_for_larger_ones_that_come_to_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (1100, 1200, 3)).astype(np.uint8)
     file = BytesIO()
     Image.fromarray(pixels).save(file, "JPEG")
     asked: list[int] = []
@@ -271,7 +273,17 @@ def test_a_jpeg_is_decoded_once_for_sizes_that_come_to_the_same(monkeypatch: pyt
         return decode(content, at_least=at_least)
 
     monkeypatch.setattr("stages.samples.decoding.decode", counting)
-    found = to_arrays(file.getvalue(), [32, 48, 100, 224])
-    assert asked == [64, 200, 448]  # an eighth, a quarter and a half are enough: 112, 225 and 450 pixels
-    for size in (32, 48, 100, 224):
+    sizes = [32, 224, 300, 320, 336, 384, 512]
+    found = to_arrays(file.getvalue(), sizes)
+    assert asked == [480, 576]  # a half, 550 pixels, is enough for the first five; the others need all of them
+    for size in sizes:
         np.testing.assert_array_equal(found[size], to_arrays(file.getvalue(), [size])[size])
+
+
+@pytest.mark.parametrize("size", [160, 224, 300])
+def test_a_jpeg_that_is_decoded_small_comes_out_nearly_as_from_all_of_its_pixels(size: int, cells: list[Path]) -> None:
+    file = BytesIO()
+    decode(cells[0].read_bytes()).resize((1000, 1000), Image.Resampling.BICUBIC).save(file, "JPEG", quality=92)
+    small = to_arrays(file.getvalue(), [size], "crop", "bicubic")[size].astype(int)
+    whole = to_array(decode(file.getvalue()), size, "crop", "bicubic")
+    assert abs(small - whole).mean() < 0.3  # of 255
