@@ -33,7 +33,8 @@ from stages.params import Download
 from stages.sources._raw import Found, write_images
 from stages.sources.shared.download import downloaded
 from stages.sources.shared.folders import NO_CLASS, read_folders, sort_out, tell_passed_over
-from stages.sources.shared.listing import find_listed, read_listing, spellings
+from stages.sources.shared.listing import find_listed, read_listing
+from stages.sources.shared.spelling import spellings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

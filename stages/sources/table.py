@@ -28,8 +28,9 @@ from pydantic import Field
 from stages.cli import UserError
 from stages.params import Download
 from stages.sources._raw import write_images
-from stages.sources.shared.listing import PATH_COLUMNS, find_listed, read_listing, spellings
+from stages.sources.shared.listing import PATH_COLUMNS, find_listed, read_listing
 from stages.sources.shared.remote import STREAMS, Remote, is_url
+from stages.sources.shared.spelling import spellings
 
 
 class Params(Download):

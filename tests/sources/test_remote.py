@@ -117,6 +117,16 @@ def test_a_table_lists_what_lies_in_a_bucket(bucket: Any, link: bool, capsys: py
     )
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_name_is_found_in_either_normal_form_of_unicode(bucket: Any, link: bool) -> None:
+    composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
+    put(bucket, f"as-macos/{decomposed}", f"as-linux/{composed}")
+    listing("path,label", f"as-macos/{composed},sound", f"as-linux/{decomposed},ill")
+    images = fetch("scans", "table", path="scans.csv", root=f"s3://{bucket.name}", link=link)
+    assert [images.read(row).decode() for row in range(2)] == [f"as-linux/{composed}", f"as-macos/{decomposed}"]
+    assert not images.rejected
+
+
 def test_rows_may_name_whole_urls(bucket: Any) -> None:
     put(bucket, "scans/1.png")
     listing("uri,label", f"s3://{bucket.name}/scans/1.png,sound")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,15 +47,6 @@ def find_listed(
         first = "{}: {}".format(*rejected[0])
         raise UserError(f"{place}: no image of its {len(rejected):,} rows can be used; the first: {first}")
     return found, rejected
-
-
-def spellings(name: str) -> list[str]:
-    """Return a name, and those of its normal forms of Unicode that differ: what wrote the table may have used another.
-
-    >>> [len(spelling) for spelling in spellings("\u00fc.png")]
-    [5, 6]
-    """
-    return list(dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]))
 
 
 def read_listing(path: Path, place: str) -> pa.Table:

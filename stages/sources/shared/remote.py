@@ -9,9 +9,11 @@ from __future__ import annotations
 import posixpath
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from urllib.parse import quote
 
 from stages.cli import UserError
+from stages.sources.shared.spelling import spellings
 
 STREAMS = 32
 """Files that are read at once: of one after the other mostly the way there and back would be waited for."""
@@ -90,7 +92,16 @@ class Remote:
         return None if outside else name
 
     def read(self, name: str) -> bytes:
-        """Return a file's bytes, trying several times; from any thread. Raises NotThereError, and UnreadableError."""
+        """Return a file's bytes, trying several times; from any thread. Raises NotThereError, and UnreadableError.
+
+        Where there is no such file it may be there with another spelling of the name.
+        """
+        for spelling in spellings(name):
+            with suppress(FileNotFoundError, IsADirectoryError):
+                return self._read(spelling)
+        raise NotThereError(f"it is not there, in {self.url}")
+
+    def _read(self, name: str) -> bytes:
         path = f"{self._path}/{quote(name, safe='/%') if self._quoted else name}"
         failed: Exception | None = None
         for wait in (0.0, *WAITS):
@@ -98,7 +109,7 @@ class Remote:
             try:
                 return bytes(self._system.cat_file(path))
             except (FileNotFoundError, IsADirectoryError):
-                raise NotThereError(f"it is not there, in {self.url}") from None
+                raise
             except PermissionError as error:
                 raise NotThereError(f"it cannot be read: {_first_line(error)}") from None
             except Exception as error:  # each service's library has errors of its own
