@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -53,25 +53,23 @@ def prepare(name: str, entry: Dataset) -> None:
     check_usable(images, unusable, entry.max_unreadable, where)  # all of them are decoded only if it is worth it
     with new_folder(PREPARED / name) as folder:
         checked = check_images(images, folder / "thumbnails.parquet")
-        unusable |= {row: image.reason for row, image in enumerate(checked) if image.reason is not None}
+        unusable |= checked.wrong
         check_usable(images, unusable, entry.max_unreadable, where)
         reasons = why_left_out(images, checked, unusable, labels, brought, entry)
         rows = np.array([row for row, reason in enumerate(reasons) if reason is None], np.int64)
         if not len(rows):
             raise UserError(f"data/raw/{entry.images}: no image can be used; the first of {len(images)}: {reasons[0]}")
-        looks = [checked[row].appearance for row in rows]
-        pairs = near_duplicates(looks)
+        pairs = near_duplicates(checked.appearance[rows])
         differing = list(find_contradictions(images, checked, labels, rows, pairs))
-        source, checked = images.samples.take(rows), [checked[row] for row in rows]
-        labels = labels.take(rows)
+        source, checked, labels = images.samples.take(rows), checked.take(rows), labels.take(rows)
         groups = group_names(source, entry.group)
-        alike = clusters(pairs, len(rows)) if entry.near_duplicates else [None] * len(rows)
-        units = join(groups, [image.pixel_hash for image in checked], alike)
+        alike = [clusters(pairs, len(rows))] if entry.near_duplicates else []
+        units = join(*([] if entry.group is None else [numbered(groups)]), checked.picture, *alike)
         parts = divide(source, units, labels, groups, None if brought is None else brought[rows], entry, where)
         weights = None if weights is None else weights[rows]
         table = samples_table(beside_ours(source), checked, labels, groups, parts, weights)
         rejected = rejected_table(images, reasons)
-        order = look_up_order(looks, labels.index, parts[0])
+        order = look_up_order(checked.appearance, labels.index, parts[0])
         write_table(folder / "contradictions.parquet", contradictions_table(differing))
         write_samples(
             folder,
@@ -81,7 +79,7 @@ def prepare(name: str, entry: Dataset) -> None:
             table,
             rejected,
             origin={key: images.facts[key] for key in ("source", "origin", "licence")},
-            duplicates=len(rows) - len({image.pixel_hash for image in checked}),
+            duplicates=len(rows) - len(np.unique(checked.picture)),
             near_duplicates=len(np.unique(pairs)),
             contradictions=len(differing),
             order=order._asdict(),
@@ -132,7 +130,7 @@ def check_usable(images: Images, unusable: Mapping[int, str], limit: float, wher
 
 def why_left_out(
     images: Images,
-    checked: Sequence[Checked],
+    checked: Checked,
     unusable: Mapping[int, str],
     labels: Labels,
     brought: Ints | None,
@@ -147,40 +145,42 @@ def why_left_out(
             reasons[row] = reasons[row] or f"in no part: the column {entry.split.column} is empty"
     if brought is not None:
         rows = [row for row, reason in enumerate(reasons) if reason is None]
-        names = images.table["sample"].to_pylist()
-        found = leaks(brought[rows], [checked[row].pixel_hash for row in rows], [names[row] for row in rows])
-        for row, reason in zip(rows, found, strict=True):
-            reasons[row] = reason
+        for at, reason in leaks(brought[rows], checked.picture[rows], lambda at: images.sample(rows[at])).items():
+            reasons[rows[at]] = reason
     return reasons
 
 
 def find_contradictions(
-    images: Images, checked: Sequence[Checked], labels: Labels, rows: Ints, pairs: Ints
+    images: Images, checked: Checked, labels: Labels, rows: Ints, pairs: Ints
 ) -> Iterator[Contradiction]:
     """Yield images that look the same and are labelled otherwise, copies that a brought split leaves out among them.
 
     rows : the images that are samples; pairs : (k, 2), which of these look nearly the same
     """
-    readable = np.array([image.reason is None for image in checked]) & (labels.index >= 0)
+    readable = labels.index >= 0
+    readable[list(checked.wrong)] = False
     rows = np.concatenate([rows, np.setdiff1d(np.flatnonzero(readable), rows)])  # samples first: pairs number them
-    names = images.table["sample"].to_pylist()
-    pixels = [checked[row].pixel_hash for row in rows]
-    return contradictions([names[row] for row in rows], labels.take(rows), pixels, pairs)
+    return contradictions(lambda at: images.sample(int(rows[at])), labels.take(rows), checked.picture[rows], pairs)
 
 
-def group_names(source: pa.Table, column: str | None) -> list[str | None]:
-    """Return the group of each sample, None when there are no groups. Where the column is empty a sample is its own."""
+def group_names(source: pa.Table, column: str | None) -> pa.Array:
+    """Return the group of each sample, nulls without groups. Where the column is empty a sample is its own."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     if column is None:
-        return [None] * source.num_rows
-    pairs = zip(source[column].to_pylist(), source["sample"].to_pylist(), strict=True)
-    return [sample if value is None or value == "" else str(value) for value, sample in pairs]
+        return pa.nulls(source.num_rows, pa.string())
+    values = source[column].unique()
+    names = pa.array([None if value in (None, "") else str(value) for value in values.to_pylist()], pa.string())
+    named = names.take(pc.index_in(source[column].combine_chunks(), value_set=values))
+    return pc.coalesce(named, source["sample"].combine_chunks())
 
 
 def divide(
     source: pa.Table,
     units: Ints,
     labels: Labels,
-    groups: Sequence[str | None],
+    groups: pa.Array,
     brought: Ints | None,
     entry: Dataset,
     where: str,
@@ -190,14 +190,17 @@ def divide(
     if brought is None:
         return split(units, strata, labels.array, labels.classes, entry.split, where)
     if entry.group is not None:
-        check_groups(brought, groups, source["sample"].to_pylist(), entry.group, where)
+        names = source["sample"]
+        group, sample = (lambda row: groups[row].as_py()), (lambda row: names[row].as_py())
+        check_groups(brought, numbered(groups), group, sample, entry.group, where)
     return split_as_brought(brought, units, strata, labels.array, labels.classes, entry.split, where)
 
 
-def numbered(column: pa.ChunkedArray) -> Ints:
+def numbered(column: pa.Array | pa.ChunkedArray) -> Ints:
     """Number the distinct values of a column, in order of appearance; an empty one counts as a value."""
-    numbers: dict[Any, int] = {}
-    return np.array([numbers.setdefault(value, len(numbers)) for value in column.to_pylist()], np.int64)
+    import pyarrow.compute as pc
+
+    return np.asarray(pc.index_in(column, value_set=column.unique()), np.int64)
 
 
 def beside_ours(source: pa.Table) -> pa.Table:
@@ -222,9 +225,12 @@ def write_sheets(folder: Path, images: Images, rows: Ints, labels: Labels) -> di
     The images are those with the lowest hashes: drawn as if by lot, and the same ones every time.
     """
     folder.mkdir()
-    hashes, files = images.image_hashes, file_names(labels.classes)
+    import pyarrow.compute as pc
+
+    hashes, files = images.table["image_hash"], file_names(labels.classes)
     for index, name in enumerate(labels.classes):
-        drawn = sorted(rows[labels.having(index)].tolist(), key=lambda row: hashes[row])[:ON_A_SHEET]
+        mine = rows[labels.having(index)]
+        drawn = mine[np.asarray(pc.sort_indices(hashes.take(mine)))[:ON_A_SHEET]].tolist()
         write_picture(folder / files[name], contact_sheet([fitted(decode(images.read(row))) for row in drawn]))
     return {name: f"{folder.name}/{file}" for name, file in files.items()}
 
@@ -259,7 +265,7 @@ def tell_near_duplicates(table: pa.Table, pairs: Ints, entry: Dataset) -> None:
     columns = {"groups": "group"} if entry.group else {}
     columns |= {"parts": "split_0"} if entry.split.column else {}
     for what, column in columns.items():
-        values = np.array(table[column].to_pylist(), object)
+        values = numbered(table[column])
         apart = pairs[values[pairs[:, 0]] != values[pairs[:, 1]]]
         if len(apart):
             first, second = (table["sample"][int(row)].as_py() for row in apart[0])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from stages.cli import progress
 from stages.samples.decoding import BadImage, decode, pixel_hash
-from stages.samples.duplicates import appearance
+from stages.samples.duplicates import LOOKS, appearance
 from stages.samples.thumbnails import new_thumbnails, thumbnail
 from stages.threads import in_threads
 
@@ -17,25 +18,57 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from PIL import Image
 
     from stages.sources._raw import Images
 
+MODES = ("L", "RGB")
+"""What an image is when it is decoded: grey, or coloured."""
 
-@dataclass(frozen=True, slots=True)  # there is one for each of a million images
+
+@dataclass(frozen=True)
 class Checked:
-    """What an image is when it is decoded, upright; or the reason why it is not.
+    """What images are when they are decoded, upright: a row of each, a hundred bytes where there are a million.
 
-    appearance : see duplicates.py; brightness : mean grey, 0 to 255
+    size : (images, 2) width and height; mode : (images,) as index into MODES
+    pixels : (images, 32) bytes of `pixel_hash`; appearance : (images, LOOKS) see duplicates.py
+    brightness : (images,) mean grey, 0 to 255
+    wrong : of each image that cannot be decoded, by its row, why; elsewhere it is zeros
     """
 
-    width: int = 0
-    height: int = 0
-    mode: str = ""
-    pixel_hash: str = ""
-    appearance: bytes = b""
-    brightness: float = 0.0
-    reason: str | None = None
+    size: NDArray[np.int32]
+    mode: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]
+    appearance: NDArray[np.uint8]
+    brightness: NDArray[np.float64]
+    wrong: dict[int, str]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.mode)
+
+    def take(self, rows: NDArray[np.int64]) -> Checked:
+        """Return what some images are, which can be decoded."""
+        columns = {name: getattr(self, name)[rows] for name in ("size", "mode", "pixels", "appearance", "brightness")}
+        return replace(self, **columns, wrong={})
+
+    @cached_property
+    def picture(self) -> NDArray[np.int64]:
+        """(images,) a number for each picture: the same where the pixels are."""
+        words = self.pixels.view("S32").reshape(-1)  # as wide as the bytes: those that end in zeros differ, too
+        return np.unique(words, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+class _Seen(NamedTuple):
+    """A row of `Checked`, and the small picture."""
+
+    size: tuple[int, int]
+    mode: str
+    pixels: bytes
+    appearance: NDArray[np.uint8]
+    brightness: float
+    jpeg: bytes
 
 
 def brightness(image: Image.Image) -> float:
@@ -44,24 +77,34 @@ def brightness(image: Image.Image) -> float:
     return float(counts @ np.arange(256) / counts.sum())
 
 
-def check_images(images: Images, thumbnails: Path) -> list[Checked]:
+def check_images(images: Images, thumbnails: Path) -> Checked:
     """Decode every image, several at a time and none kept, say what each is, and write the small pictures of them."""
 
-    def check(read: Callable[[], bytes]) -> tuple[Checked, bytes]:
+    def check(read: Callable[[], bytes]) -> _Seen | str:
         try:
             image = decode(read())
         except BadImage as error:
-            return Checked(reason=str(error)), b""
-        looks = appearance(image), brightness(image)
-        seen = Checked(image.width, image.height, image.mode, pixel_hash(image), *looks)
-        return seen, thumbnail(image)
+            return str(error)
+        looks, pixels = appearance(image), bytes.fromhex(pixel_hash(image))
+        return _Seen(image.size, image.mode, pixels, looks, brightness(image), thumbnail(image))
 
-    checked = []
-    names = images.table["sample"].to_pylist()
-    found = progress(in_threads(check, images.readers(range(len(images)))), total=len(images), unit="image")
+    count = len(images)
+    checked = Checked(
+        size=np.zeros((count, 2), np.int32),
+        mode=np.zeros(count, np.uint8),
+        pixels=np.zeros((count, 32), np.uint8),
+        appearance=np.zeros((count, LOOKS), np.uint8),
+        brightness=np.zeros(count),
+        wrong={},
+    )
+    found = progress(in_threads(check, images.readers(range(count))), total=count, unit="image")
     with new_thumbnails(thumbnails) as add:
-        for name, (image, jpeg) in zip(names, found, strict=True):
-            checked.append(image)
-            if image.reason is None:
-                add(name, jpeg)
+        for row, (name, seen) in enumerate(zip(images.table["sample"], found, strict=True)):
+            if isinstance(seen, str):
+                checked.wrong[row] = seen
+                continue
+            checked.size[row], checked.mode[row] = seen.size, MODES.index(seen.mode)
+            checked.pixels[row] = np.frombuffer(seen.pixels, np.uint8)
+            checked.appearance[row], checked.brightness[row] = seen.appearance, seen.brightness
+            add(name.as_py(), seen.jpeg)
     return checked

@@ -7,12 +7,13 @@ one part into another, and which images look the same but are labelled otherwise
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from stages.samples.splitting import PARTS
+from stages.samples.checking import MODES
+from stages.samples.splitting import PARTS, first_alike
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,23 +29,22 @@ MOST_REASONS = 10
 LEFT_OUT_COPY = "same pixels as an image of a later part"
 
 
-def describe(checked: Sequence[Checked], labels: Labels, part: Ints, rejected: pa.Table) -> dict[str, Any]:
+def describe(checked: Checked, labels: Labels, part: Ints, rejected: pa.Table) -> dict[str, Any]:
     """Return what dataset.json says of the images.
 
     sizes, modes : how many images have them, the most frequent first; brightness : for each class the 5th, 50th and
     95th percentile of the images' mean grey, 0 to 255; parts : images of each class in each part of the first repeat;
     reasons : why how many images are left out
     """
-    sizes = Counter(f"{image.width} x {image.height}" for image in checked)
-    brightness = np.array([image.brightness for image in checked])
+    sizes = [(f"{width} x {height}", count) for (width, height), count in _frequent(checked.size)]
     reasons = Counter(_kind(reason) for reason in rejected["reason"].to_pylist())
     having = {name: labels.having(c) for c, name in enumerate(labels.classes)}
     return {
-        "sizes": dict(sizes.most_common(MOST_SIZES)),
-        "other_sizes": sum(sizes.values()) - sum(count for _, count in sizes.most_common(MOST_SIZES)),
-        "modes": dict(Counter(image.mode for image in checked).most_common()),
+        "sizes": dict(sizes[:MOST_SIZES]),
+        "other_sizes": sum(count for _, count in sizes[MOST_SIZES:]),
+        "modes": {MODES[mode]: count for (mode,), count in _frequent(checked.mode[:, np.newaxis])},
         "brightness": {
-            name: np.round(np.percentile(brightness[rows], (5, 50, 95)), 1).tolist()
+            name: np.round(np.percentile(checked.brightness[rows], (5, 50, 95)), 1).tolist()
             for name, rows in having.items()
             if rows.any()
         },
@@ -53,6 +53,12 @@ def describe(checked: Sequence[Checked], labels: Labels, part: Ints, rejected: p
         },
         "reasons": dict(reasons.most_common(MOST_REASONS)),
     }
+
+
+def _frequent(rows: NDArray[Any]) -> list[tuple[list[int], int]]:
+    """Return the different rows and how many there are of each: the most frequent first, of such the first."""
+    values, first, counts = np.unique(rows, axis=0, return_index=True, return_counts=True)
+    return [(values[at].tolist(), int(counts[at])) for at in np.lexsort((first, -counts))]
 
 
 def _kind(reason: str) -> str:
@@ -89,24 +95,21 @@ class Contradiction(NamedTuple):
     other_label: str
 
 
-def contradictions(
-    samples: Sequence[str], labels: Labels, pixels: Sequence[str], pairs: Ints
-) -> Iterator[Contradiction]:
+def contradictions(name: Callable[[int], str], labels: Labels, picture: Ints, pairs: Ints) -> Iterator[Contradiction]:
     """Yield pairs of images whose labels differ though they look the same.
 
+    name : of a row; picture : (images,) the same number where pixels are the same
     pairs : (k, 2) rows of images that look nearly the same
     """
 
     def found(one: int, other: int, same: str) -> Contradiction:
-        return Contradiction(samples[one], samples[other], same, _label(labels, one), _label(labels, other))
+        return Contradiction(name(one), name(other), same, _label(labels, one), _label(labels, other))
 
-    first: dict[str, int] = {}
-    for row, value in enumerate(pixels):
-        one = first.setdefault(value, row)
-        if labels.index[row] != labels.index[one]:
-            yield found(one, row, "pixels")
+    first = first_alike(picture)
+    for row in np.flatnonzero(labels.index != labels.index[first]).tolist():
+        yield found(int(first[row]), row, "pixels")
     for one, other in pairs.tolist():
-        if labels.index[one] != labels.index[other] and pixels[one] != pixels[other]:
+        if labels.index[one] != labels.index[other] and picture[one] != picture[other]:
             yield found(one, other, "looks")
 
 

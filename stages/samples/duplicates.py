@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
     from PIL import Image
+
+    Looks = NDArray[np.uint8]
 
 DISTANCE = 12
 """Bits of 256. A JPEG of quality 50, half the size or more contrast change up to 12 in 19 of 20 images of cells."""
@@ -24,49 +26,53 @@ DISTANCE = 12
 COLOUR = 16
 """How much redder or bluer than green one may be than the other, in the mean, of 255."""
 
-GREY = bytes([128, 128])
+GREY = (128, 128)
 """Two bytes of colour: neither redder nor bluer than green."""
+
+LOOKS = 34
+"""Bytes that say what an image looks like."""
 
 _GROUPS = (range(5), range(5, 10), range(10, 16))
 _WINDOW = 200  # rows that are compared with each in a bucket: all of them, but where hundreds look alike
 
 
-def appearance(image: Image.Image) -> bytes:
-    """Return what a decoded image looks like: 32 bytes of hash, and two of colour."""
+def appearance(image: Image.Image) -> Looks:
+    """Return what a decoded image looks like (LOOKS,): 32 bytes of hash, and two of colour."""
     import imagehash
 
     bits = np.packbits(imagehash.phash(image, hash_size=16).hash.ravel())
     if image.mode == "L":
-        return bits.tobytes() + GREY
+        return np.append(bits, np.array(GREY, np.uint8))
     red, green, blue = np.asarray(image.convert("RGB").resize((8, 8)), float).mean((0, 1))
     colour = np.clip(np.round([128 + (red - green) / 2, 128 + (blue - green) / 2]), 0, 255).astype(np.uint8)
-    return bits.tobytes() + colour.tobytes()
+    return np.append(bits, colour)
 
 
-def distances(one: bytes, others: Sequence[bytes]) -> NDArray[np.int64]:
-    """Return in how many bits of 256 the looks of an image differ from those of others; colour is not looked at."""
-    words = np.frombuffer(b"".join((one, *others)), np.uint8).reshape(len(others) + 1, 34)[:, :32]
-    words = np.ascontiguousarray(words).view(np.uint64)
-    found: NDArray[np.int64] = np.bitwise_count(words[1:] ^ words[0]).sum(axis=1, dtype=np.int64)
+def distances(one: Looks, others: Looks) -> NDArray[np.int64]:
+    """Return in how many bits of 256 an image (LOOKS,) differs from others (n, LOOKS); colour is not looked at."""
+    found: NDArray[np.int64] = np.bitwise_count(_words(others) ^ _words(one[np.newaxis])).sum(axis=1, dtype=np.int64)
     return found
 
 
-def near_duplicates(appearances: Sequence[bytes]) -> NDArray[np.int64]:
-    """Return the pairs (k, 2) of images that look nearly the same, each once, the lower number first.
+def _words(appearances: Looks) -> NDArray[np.uint64]:
+    """Return the hashes as (n, 4) numbers."""
+    return np.ascontiguousarray(appearances[:, :32]).view(np.uint64)
+
+
+def near_duplicates(appearances: Looks) -> NDArray[np.int64]:
+    """Return the pairs (k, 2) of images (n, LOOKS) that look nearly the same, each once, the lower number first.
 
     Sixteen bands of 16 bits, of which at most 12 differ: of three groups of bands one has two that are equal. So it is
     enough to compare images that agree in two bands of a group; a million images take 35 sorts.
     """
     if len(appearances) < 2:
         return np.empty((0, 2), np.int64)
-    table = np.frombuffer(b"".join(appearances), np.uint8).reshape(len(appearances), 34)
-    bits = np.ascontiguousarray(table[:, :32])
-    colours = table[:, 32:].astype(np.int16)
-    words, bands = bits.view(np.uint64), bits.view(np.uint16).astype(np.uint32)
+    words, colours = _words(appearances), appearances[:, 32:].astype(np.int16)
+    bands = words.view(np.uint16)
     found = [np.empty((0, 2), np.int64)]
     for group in _GROUPS:
         for one, other in combinations(group, 2):
-            for left, right in _candidates((bands[:, one] << 16 | bands[:, other]).astype(np.uint32), words):
+            for left, right in _candidates(bands[:, one].astype(np.uint32) * np.uint32(2**16) + bands[:, other], words):
                 near = np.bitwise_count(words[left] ^ words[right]).sum(axis=1) <= DISTANCE
                 near &= (np.abs(colours[left] - colours[right]) * 2 <= COLOUR).all(axis=1)
                 found.append(np.sort(np.stack([left[near], right[near]], axis=1), axis=1))
@@ -86,12 +92,11 @@ def _candidates(keys: NDArray[np.uint32], words: NDArray[np.uint64]) -> Iterator
         yield order[rows], order[rows + step]
 
 
-def clusters(pairs: NDArray[np.int64], count: int) -> list[str | None]:
-    """Return for each of so many images a name of those that it is joined with by pairs, or None."""
+def clusters(pairs: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return for each of so many images the number of those that it is joined with by pairs, or -1."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     ones = np.ones(len(pairs), bool)
     _, numbers = connected_components(coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(count, count)))
-    paired = np.isin(np.arange(count), pairs)
-    return [str(number) if has_one else None for number, has_one in zip(numbers, paired, strict=True)]
+    return np.where(np.isin(np.arange(count), pairs), numbers, -1).astype(np.int64)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from stages.samples.duplicates import Looks
+
     Ints = NDArray[np.int64]
 
 NEAR = 30  # places
@@ -49,7 +51,7 @@ class Order(NamedTuple):
         return self.tested >= FEWEST_TESTED and self.share >= LEAST_SHARE and sure
 
 
-def look_up_order(appearances: Sequence[bytes], labels: Ints, part: Ints) -> Order:
+def look_up_order(appearances: Looks, labels: Ints, part: Ints) -> Order:
     """Look up how often likeness stands near.
 
     appearances : see duplicates.py, in the order of names; labels : of each image, as an index; part : 0 is training,
@@ -64,7 +66,7 @@ def look_up_order(appearances: Sequence[bytes], labels: Ints, part: Ints) -> Ord
         here, elsewhere = _pairs(around[part[around] == 0], row, labels, training, lot)
         if not len(here):
             continue
-        found = distances(appearances[row], [appearances[i] for i in (*here, *elsewhere)])
+        found = distances(appearances[row], appearances[np.concatenate([here, elsewhere])])
         one, other = found[: len(here)].min(), found[len(here) :].min()
         near += 1.0 if one < other else 0.5 if one == other else 0.0
         looked_up += 1

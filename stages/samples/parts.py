@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.cli import UserError
-from stages.samples.splitting import PARTS
+from stages.samples.splitting import PARTS, first_alike
 from stages.sources._raw import SPLIT_WORDS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -39,32 +39,33 @@ def read_parts(column: pa.ChunkedArray, name: str, where: str) -> tuple[Ints, di
     return parts, {row: f"in no part: the column {name} holds {value!r}" for row, value in unknown.items()}
 
 
-def leaks(parts: Ints, pixel_hashes: Sequence[str], samples: Sequence[str]) -> list[str | None]:
-    """Return for each sample None, or why it must be left out: its pixels are in a part that comes before its own.
+def leaks(parts: Ints, picture: Ints, sample: Callable[[int], str]) -> dict[int, str]:
+    """Return of the rows that must be left out why: their pixels are in a part that comes before their own.
 
     The test part stays as the source brings it, then validation; so a figure stays comparable with those of others.
+    picture : (samples,) the same number where pixels are the same; sample : the name of a row
     """
-    highest: dict[str, int] = {}
-    for row, pixels in enumerate(pixel_hashes):
-        if pixels not in highest or parts[row] > parts[highest[pixels]]:
-            highest[pixels] = row
-    rows = [highest[pixels] for pixels in pixel_hashes]
-    return [
-        f"same pixels as {samples[other]} in the {PARTS[parts[other]]} part" if parts[other] > parts[row] else None
-        for row, other in enumerate(rows)
-    ]
+    order = np.lexsort((np.arange(len(parts)), -parts))  # of one picture the first in it stays
+    first = np.empty_like(order)
+    first[order] = order[first_alike(picture[order])]
+    torn = np.flatnonzero(parts[first] > parts)
+    return {
+        int(row): f"same pixels as {sample(int(first[row]))} in the {PARTS[parts[first[row]]]} part" for row in torn
+    }
 
 
-def check_groups(parts: Ints, groups: Sequence[str | None], samples: Sequence[str], group: str, where: str) -> None:
-    """Raise UserError when the split that the source brings tears a group apart, naming group, parts and samples."""
-    first: dict[str, int] = {}
-    for row, name in enumerate(groups):
-        if name is None:
-            continue
-        other = first.setdefault(name, row)
-        if parts[other] != parts[row]:
-            raise UserError(
-                f"params.yaml: {where}: the {group} {name} is on two sides of the split that the source brings "
-                f"({samples[other]} in {PARTS[parts[other]]}, {samples[row]} in {PARTS[parts[row]]}): leave out "
-                "split.column, and groups are kept whole; or leave out group"
-            )
+def check_groups(
+    parts: Ints, groups: Ints, name: Callable[[int], str], sample: Callable[[int], str], group: str, where: str
+) -> None:
+    """Raise UserError when the split that the source brings tears a group apart, naming group, parts and samples.
+
+    groups : (samples,) the same number in the same group; name, sample : the names of a row's group and of the row
+    """
+    first = first_alike(groups)
+    for row in np.flatnonzero(parts[first] != parts).tolist():
+        other = int(first[row])
+        raise UserError(
+            f"params.yaml: {where}: the {group} {name(row)} is on two sides of the split that the source brings "
+            f"({sample(other)} in {PARTS[parts[other]]}, {sample(row)} in {PARTS[parts[row]]}): leave out "
+            "split.column, and groups are kept whole; or leave out group"
+        )

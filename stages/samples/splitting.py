@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
+from scipy.sparse import csgraph
 
 from stages.cli import UserError
 
@@ -58,26 +59,23 @@ class Strata:
     features: sparse.csr_array
 
 
-def join(*keys: Sequence[str | None]) -> Ints:
+def join(*keys: Ints) -> Ints:
     """Return the unit (0, 1, ... in order of appearance) of each sample: joined where any key is the same.
 
-    A key None joins nothing. Each of `keys` holds one value per sample.
+    Each of `keys` holds a number for each sample; one below 0 joins nothing.
     """
-    parent = list(range(len(keys[0])))
+    samples = np.arange(len(keys[0]))
+    firsts = [np.where(key < 0, samples, first_alike(key)) for key in keys]
+    edges = np.concatenate([np.column_stack([samples, first])[first != samples] for first in firsts])
+    graph = sparse.coo_array((np.ones(len(edges), np.bool_), (edges[:, 0], edges[:, 1])), shape=(len(samples),) * 2)
+    return _numbered(first_alike(csgraph.connected_components(graph, directed=False)[1]))
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
 
-    for key in keys:
-        first: dict[str, int] = {}
-        for i, value in enumerate(key):
-            if value is not None:
-                a, b = root(first.setdefault(value, i)), root(i)
-                parent[max(a, b)] = min(a, b)
-    return _numbered(np.array([root(i) for i in range(len(parent))]))
+def first_alike(numbers: Ints) -> Ints:
+    """Return for each row (n,) the first row of the same number."""
+    _, first, places = np.unique(numbers, return_index=True, return_inverse=True)
+    found: Ints = first[places.reshape(-1)].astype(np.int64)
+    return found
 
 
 def make_strata(columns: Sequence[Ints], labels: Ints) -> Strata:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.files import PREPARED, hash_bytes, read_json, read_table, write_json, write_table
+from stages.samples.checking import MODES
 from stages.samples.decoding import PREPROCESSING_VERSION
 from stages.samples.splitting import PARTS, SPLITTING_VERSION
 
@@ -137,36 +138,45 @@ def read_samples(name: str) -> Samples:
 
 def samples_table(
     source: pa.Table,
-    checked: Sequence[Checked],
+    checked: Checked,
     labels: Labels,
-    groups: Sequence[str | None],
+    groups: pa.Array,
     parts: Sequence[NDArray[np.int64]],
     weights: NDArray[np.float64] | None = None,
 ) -> pa.Table:
     """Return the rows of samples.parquet.
 
     source : sample, image_hash and the source's columns of the images that are used, sorted by sample; the other
-    arguments follow its order. parts : one array (samples,) per repeat, 0 train, 1 validation, 2 test.
+    arguments follow its order. groups : names, or nulls; parts : one array (samples,) per repeat, 0 train,
+    1 validation, 2 test.
     """
     import pyarrow as pa
 
-    targets = labels.targets()
+    targets, modes, names = labels.targets(), np.array(MODES, object), np.array(PARTS, object)
+    ends = pa.array(np.arange(len(targets) + 1, dtype=np.int32) * targets.shape[1])
     columns: dict[str, Any] = {
         "sample": source["sample"],
         "image_hash": source["image_hash"],
-        "pixel_hash": pa.array([image.pixel_hash for image in checked], pa.string()),
-        "width": pa.array([image.width for image in checked], pa.int32()),
-        "height": pa.array([image.height for image in checked], pa.int32()),
-        "mode": pa.array([image.mode for image in checked], pa.string()),
-        "group": pa.array(groups, pa.string()),
+        "pixel_hash": _hexadecimal(checked.pixels),
+        "width": pa.array(checked.size[:, 0]),
+        "height": pa.array(checked.size[:, 1]),
+        "mode": pa.array(modes[checked.mode], pa.string()),
+        "group": groups,
         "label": pa.array(labels.index, pa.int64()) if labels.several is None else pa.nulls(len(checked), pa.int64()),
-        "target": pa.array(list(targets), pa.list_(pa.float32())),
+        "target": pa.ListArray.from_arrays(ends, pa.array(targets.reshape(-1))),
     }
     columns |= {} if weights is None else {"sample_weight": weights}
-    names = np.array(PARTS, dtype=object)
     columns |= {f"split_{repeat}": pa.array(names[part], pa.string()) for repeat, part in enumerate(parts)}
     columns |= {name: source[name] for name in source.column_names if name not in columns}
     return pa.table(columns)
+
+
+def _hexadecimal(rows: NDArray[np.uint8]) -> pa.Array:
+    """Return bytes (n, width) as texts, without an object of each."""
+    import pyarrow as pa
+
+    ends = np.arange(len(rows) + 1, dtype=np.int32) * (2 * rows.shape[1])
+    return pa.StringArray.from_buffers(len(rows), pa.py_buffer(ends), pa.py_buffer(rows.tobytes().hex().encode()))
 
 
 def write_samples(
@@ -175,7 +185,7 @@ def write_samples(
     """Write samples.parquet, rejected.parquet and dataset.json; `more` are further facts for the latter."""
     write_table(folder / "samples.parquet", table)
     write_table(folder / "rejected.parquet", rejected)
-    groups = None if entry.group is None else len(set(table["group"].to_pylist()))
+    groups = None if entry.group is None else len(table["group"].unique())
     facts = {
         "dataset": name,
         "images": entry.images,

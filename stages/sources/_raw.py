@@ -96,6 +96,11 @@ class Images:
         ahead = begun_in_threads(self.read, (row for row, late in asked if not late), STREAMS)
         return (partial(self.read, row) if late else next(ahead) for row, late in asked)
 
+    def sample(self, row: int) -> str:
+        """Return the name of one image."""
+        name: str = self.table["sample"][row].as_py()
+        return name
+
     @property
     def image_hashes(self) -> list[str]:
         """The sha256 of every image's bytes, in the table's order."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stages.samples.decoding import decode
-from stages.samples.duplicates import appearance, distances
+from stages.samples.duplicates import GREY, LOOKS, appearance, distances
 from stages.samples.order import Order, look_up_order
 from stages.sources.elpv import infer_modules
 from tests.conftest import cell_files
@@ -14,28 +14,28 @@ from tests.conftest import cell_files
 CELLS = 900
 
 
-def looks(random: np.random.Generator, base: np.ndarray, flips: int) -> bytes:
+def looks(random: np.random.Generator, base: np.ndarray, flips: int) -> np.ndarray:
     """Return looks that differ from others in some bits."""
     bits = base.copy()
     bits[random.choice(256, flips, replace=False)] ^= True
-    return np.packbits(bits).tobytes() + bytes([128, 128])
+    return np.append(np.packbits(bits), np.array(GREY, np.uint8))
 
 
 def test_distances_count_bits_and_not_colours() -> None:
-    one, other = bytes(34), bytes([0b101, *[0] * 30, 0b1, 7, 9])
-    assert distances(one, [one, other]).tolist() == [0, 3]
+    both = np.array([bytearray(LOOKS), bytearray([0b101, *[0] * 30, 0b1, 7, 9])], np.uint8)
+    assert distances(both[0], both).tolist() == [0, 3]
 
 
 @pytest.fixture(scope="module")
-def series() -> tuple[list[bytes], np.ndarray]:
+def series() -> tuple[np.ndarray, np.ndarray]:
     """Looks of 40 series of 10 images each, the images of one alike, and a part for each image by lot."""
     random = np.random.default_rng(1)
     bases = random.random((40, 256)) < 0.5
-    found = [looks(random, base, 30) for base in bases for _ in range(10)]
+    found = np.array([looks(random, base, 30) for base in bases for _ in range(10)])
     return found, random.choice([0, 0, 0, 2], 400)
 
 
-def test_series_that_are_spread_over_the_parts_are_noticed(series: tuple[list[bytes], np.ndarray]) -> None:
+def test_series_that_are_spread_over_the_parts_are_noticed(series: tuple[np.ndarray, np.ndarray]) -> None:
     found, part = series
     order = look_up_order(found, np.zeros(400, np.int64), part)
     assert order.tested == (part == 2).sum()
@@ -43,15 +43,15 @@ def test_series_that_are_spread_over_the_parts_are_noticed(series: tuple[list[by
     assert order.tells
 
 
-def test_the_same_images_in_another_order_are_not(series: tuple[list[bytes], np.ndarray]) -> None:
+def test_the_same_images_in_another_order_are_not(series: tuple[np.ndarray, np.ndarray]) -> None:
     found, part = series
     mixed = np.random.default_rng(2).permutation(400)
-    order = look_up_order([found[i] for i in mixed], np.zeros(400, np.int64), part)
+    order = look_up_order(found[mixed], np.zeros(400, np.int64), part)
     assert 0.3 < order.share < 0.7
     assert not order.tells
 
 
-def test_series_that_are_kept_whole_are_not(series: tuple[list[bytes], np.ndarray]) -> None:
+def test_series_that_are_kept_whole_are_not(series: tuple[np.ndarray, np.ndarray]) -> None:
     found, _ = series
     part = np.repeat(np.random.default_rng(3).choice([0, 0, 0, 2], 40), 10)
     assert not look_up_order(found, np.zeros(400, np.int64), part).tells
@@ -62,25 +62,25 @@ def test_classes_that_stand_together_are_not_taken_for_series() -> None:
     random = np.random.default_rng(4)
     bases = random.random((4, 256)) < 0.5
     labels = np.repeat(np.arange(4), 100)
-    found = [looks(random, bases[label], 60) for label in labels]
+    found = np.array([looks(random, bases[label], 60) for label in labels])
     order = look_up_order(found, labels, random.choice([0, 0, 0, 2], 400))
     assert order.tested > 80
     assert not order.tells
 
 
 def test_few_images_say_nothing() -> None:
-    assert look_up_order([], np.empty(0, np.int64), np.empty(0, np.int64)) == Order(0.0, 0)
+    assert look_up_order(np.empty((0, LOOKS), np.uint8), *[np.empty(0, np.int64)] * 2) == Order(0.0, 0)
     assert not Order(0.0, 0).tells
     assert not Order(15.0, 15).tells
     assert Order(25.0, 25).tells
 
 
 @pytest.fixture(scope="module")
-def cells() -> list[bytes]:
-    return [appearance(decode(path.read_bytes())) for path in cell_files(CELLS)]
+def cells() -> np.ndarray:
+    return np.array([appearance(decode(path.read_bytes())) for path in cell_files(CELLS)])
 
 
-def test_cells_in_the_order_of_their_table_need_groups_and_have_them_in_their_modules(cells: list[bytes]) -> None:
+def test_cells_in_the_order_of_their_table_need_groups_and_have_them_in_their_modules(cells: np.ndarray) -> None:
     random = np.random.default_rng(0)
     labels = np.zeros(CELLS, np.int64)
     by_cell = random.choice([0, 0, 0, 2], CELLS)
@@ -92,4 +92,4 @@ def test_cells_in_the_order_of_their_table_need_groups_and_have_them_in_their_mo
     test = set(random.permutation(sorted(set(names)))[:4].tolist())
     by_module = np.array([2 if name in test else 0 for name in names])
     mixed = random.permutation(CELLS)
-    assert not look_up_order([cells[i] for i in mixed], labels, by_module[mixed]).tells
+    assert not look_up_order(cells[mixed], labels, by_module[mixed]).tells

@@ -41,16 +41,17 @@ def test_a_missing_training_or_test_part_is_an_error(missing: str) -> None:
 
 def test_of_images_with_the_same_pixels_the_test_part_keeps_its_own() -> None:
     parts = np.array([0, 1, 2, 0, 0, 1, 0])
-    found = leaks(parts, ["x", "x", "x", "y", "y", "z", "z"], list("abcdefg"))
+    found = leaks(parts, np.array([7, 7, 7, 3, 3, 5, 5]), "abcdefg".__getitem__)
     in_test, in_validation = "same pixels as c in the test part", "same pixels as f in the validation part"
-    assert found == [in_test, in_test, None, None, None, None, in_validation]
+    assert found == {0: in_test, 1: in_test, 6: in_validation}
 
 
 def test_a_group_on_two_sides_is_an_error_that_names_group_parts_and_samples() -> None:
     parts = np.array([0, 0, 2, 2])
-    check_groups(parts, ["p1", None, None, "p2"], list("abcd"), "patient", "datasets.d")
+    names = ["p1", "p2", "p3", "p1"].__getitem__, "abcd".__getitem__
+    check_groups(parts, np.array([0, 0, 2, 2]), *names, "patient", "datasets.d")
     with pytest.raises(UserError) as error:
-        check_groups(parts, ["p1", "p2", None, "p1"], list("abcd"), "patient", "datasets.d")
+        check_groups(parts, np.array([0, 1, 2, 0]), *names, "patient", "datasets.d")
     assert str(error.value) == (
         "params.yaml: datasets.d: the patient p1 is on two sides of the split that the source brings (a in train, d in "
         "test): leave out split.column, and groups are kept whole; or leave out group"
