@@ -29,7 +29,7 @@ from stages.backbones.trained import backbone_folder
 from stages.cli import UserError, progress, run_stage
 from stages.files import COSTS, DATA, FEATURES, hash_json, read_json, write_json
 from stages.params import Features, read_params
-from stages.samples.decoding import PREPROCESSING_VERSION, BadImage, to_arrays
+from stages.samples.decoding import PREPROCESSING_VERSION, SMALL, BadImage, to_arrays
 from stages.sources._raw import Images, read_images
 from stages.store.activations import read_features, to_digests, to_hashes, write_features
 from stages.store.cache import ActivationCache, Column, DamagedShardError, Stored
@@ -131,6 +131,7 @@ def pixel_context(entry: Features, backbone: Backbone) -> dict[str, Any]:
         "resize": entry.resize,
         "interpolation": backbone.facts["interpolation"],
         "preprocessing_version": PREPROCESSING_VERSION,
+        "decoded_alike": SMALL,
         "pillow": version("pillow"),
     }
 

@@ -163,24 +163,23 @@ def find_contradictions(
     return contradictions(lambda at: images.sample(int(rows[at])), labels.take(rows), checked.picture[rows], pairs)
 
 
-def group_names(source: pa.Table, column: str | None) -> pa.Array:
+def group_names(source: pa.Table, column: str | None) -> pa.ChunkedArray:
     """Return the group of each sample, nulls without groups. Where the column is empty a sample is its own."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if column is None:
-        return pa.nulls(source.num_rows, pa.string())
+        return pa.chunked_array([pa.nulls(source.num_rows, pa.string())])
     values = source[column].unique()
     names = pa.array([None if value in (None, "") else str(value) for value in values.to_pylist()], pa.string())
-    named = names.take(pc.index_in(source[column].combine_chunks(), value_set=values))
-    return pc.coalesce(named, source["sample"].combine_chunks())
+    return pc.coalesce(names.take(pc.index_in(source[column], value_set=values)), source["sample"])
 
 
 def divide(
     source: pa.Table,
     units: Ints,
     labels: Labels,
-    groups: pa.Array,
+    groups: pa.ChunkedArray,
     brought: Ints | None,
     entry: Dataset,
     where: str,
@@ -196,10 +195,13 @@ def divide(
     return split_as_brought(brought, units, strata, labels.array, labels.classes, entry.split, where)
 
 
-def numbered(column: pa.Array | pa.ChunkedArray) -> Ints:
-    """Number the distinct values of a column, in order of appearance; an empty one counts as a value."""
+def numbered(column: pa.ChunkedArray) -> Ints:
+    """Number the distinct values of a column, in order of appearance; an empty one counts as a value, NaN as one."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
+    if pa.types.is_floating(column.type):
+        column = pc.add(column, 0.0)  # where -0.0 is 0.0
     return np.asarray(pc.index_in(column, value_set=column.unique()), np.int64)
 
 
@@ -224,9 +226,9 @@ def write_sheets(folder: Path, images: Images, rows: Ints, labels: Labels) -> di
 
     The images are those with the lowest hashes: drawn as if by lot, and the same ones every time.
     """
-    folder.mkdir()
     import pyarrow.compute as pc
 
+    folder.mkdir()
     hashes, files = images.table["image_hash"], file_names(labels.classes)
     for index, name in enumerate(labels.classes):
         mine = rows[labels.having(index)]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from stages.cli import progress
-from stages.samples.decoding import BadImage, decode, pixel_hash
+from stages.samples.decoding import MODES, BadImage, decode, pixel_hash
 from stages.samples.duplicates import LOOKS, appearance
 from stages.samples.thumbnails import new_thumbnails, thumbnail
 from stages.threads import in_threads
@@ -23,23 +23,20 @@ if TYPE_CHECKING:
 
     from stages.sources._raw import Images
 
-MODES = ("L", "RGB")
-"""What an image is when it is decoded: grey, or coloured."""
-
 
 @dataclass(frozen=True)
 class Checked:
-    """What images are when they are decoded, upright: a row of each, a hundred bytes where there are a million.
+    """What images are when they are decoded, upright. In columns: an object for each of a million is much memory.
 
     size : (images, 2) width and height; mode : (images,) as index into MODES
-    pixels : (images, 32) bytes of `pixel_hash`; appearance : (images, LOOKS) see duplicates.py
+    pixel_hash : (images, 32) as bytes; appearance : (images, LOOKS) see duplicates.py
     brightness : (images,) mean grey, 0 to 255
-    wrong : of each image that cannot be decoded, by its row, why; elsewhere it is zeros
+    wrong : why an image cannot be decoded, by its row; the columns hold zeros there
     """
 
     size: NDArray[np.int32]
     mode: NDArray[np.uint8]
-    pixels: NDArray[np.uint8]
+    pixel_hash: NDArray[np.uint8]
     appearance: NDArray[np.uint8]
     brightness: NDArray[np.float64]
     wrong: dict[int, str]
@@ -50,13 +47,13 @@ class Checked:
 
     def take(self, rows: NDArray[np.int64]) -> Checked:
         """Return what some images are, which can be decoded."""
-        columns = {name: getattr(self, name)[rows] for name in ("size", "mode", "pixels", "appearance", "brightness")}
-        return replace(self, **columns, wrong={})
+        looks = self.appearance[rows], self.brightness[rows]
+        return Checked(self.size[rows], self.mode[rows], self.pixel_hash[rows], *looks, wrong={})
 
     @cached_property
     def picture(self) -> NDArray[np.int64]:
-        """(images,) a number for each picture: the same where the pixels are."""
-        words = self.pixels.view("S32").reshape(-1)  # as wide as the bytes: those that end in zeros differ, too
+        """(images,) a number for each picture: the same where the pixels are; one that cannot be decoded has none."""
+        words = self.pixel_hash.view("S32").reshape(-1)  # as wide as the bytes: those that end in zeros differ, too
         return np.unique(words, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
@@ -65,7 +62,7 @@ class _Seen(NamedTuple):
 
     size: tuple[int, int]
     mode: str
-    pixels: bytes
+    pixel_hash: bytes
     appearance: NDArray[np.uint8]
     brightness: float
     jpeg: bytes
@@ -92,7 +89,7 @@ def check_images(images: Images, thumbnails: Path) -> Checked:
     checked = Checked(
         size=np.zeros((count, 2), np.int32),
         mode=np.zeros(count, np.uint8),
-        pixels=np.zeros((count, 32), np.uint8),
+        pixel_hash=np.zeros((count, 32), np.uint8),
         appearance=np.zeros((count, LOOKS), np.uint8),
         brightness=np.zeros(count),
         wrong={},
@@ -104,7 +101,7 @@ def check_images(images: Images, thumbnails: Path) -> Checked:
                 checked.wrong[row] = seen
                 continue
             checked.size[row], checked.mode[row] = seen.size, MODES.index(seen.mode)
-            checked.pixels[row] = np.frombuffer(seen.pixels, np.uint8)
+            checked.pixel_hash[row] = np.frombuffer(seen.pixel_hash, np.uint8)
             checked.appearance[row], checked.brightness[row] = seen.appearance, seen.brightness
             add(name.as_py(), seen.jpeg)
     return checked

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PREPROCESSING_VERSION = 1
-"""Counts up whenever a change here changes a pixel; cache keys and fingerprints hold it."""
+"""Counts up from release to release where a change here changes a pixel; cache keys and fingerprints hold it."""
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -32,13 +32,15 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+MODES = ("L", "RGB")
+"""What an image is when it is decoded: grey, or coloured."""
+SMALL = 320
+"""Up to this image size a JPEG is decoded alike for all sizes: reading its bits, not the pixels, takes the time."""
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """What is decoded, by Pillow's names. Others are refused: Pillow would start Ghostscript for EPS, for one."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _JPEG = b"\xff\xd8"  # what such a file begins with
-_SMALL = 320
-"""Up to this image size a JPEG is decoded alike for all sizes: reading its bits, not the pixels, takes the time."""
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -161,7 +163,7 @@ def to_arrays(
     """Decode an image file into what a network reads: for each size an array (C, size, size), see `to_array`.
 
     The pixels of one size do not depend on which others are asked for. Everything is decoded once, but for a JPEG and
-    sizes above _SMALL, which may need more of its pixels. Raises BadImage.
+    sizes above SMALL, which may need more of its pixels. Raises BadImage.
     """
     together: dict[object, list[int]] = {}
     for size in sizes:
@@ -174,8 +176,8 @@ def to_arrays(
 
 
 def _enough(size: int) -> int:
-    """Return how many pixels a JPEG's shorter side keeps for an image size; more hardly change what comes of it."""
-    return max(size, _SMALL) * 3 // 2
+    """Return how many pixels a JPEG's shorter side keeps at least; more hardly change what comes of it."""
+    return max(size, SMALL) * 3 // 2
 
 
 def _drafted(content: bytes, at_least: int) -> tuple[int, int] | None:

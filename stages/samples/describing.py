@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from stages.samples.checking import MODES
+from stages.samples.decoding import MODES
 from stages.samples.splitting import PARTS, first_alike
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ def leaks(parts: Ints, picture: Ints, sample: Callable[[int], str]) -> dict[int,
     The test part stays as the source brings it, then validation; so a figure stays comparable with those of others.
     picture : (samples,) the same number where pixels are the same; sample : the name of a row
     """
-    order = np.lexsort((np.arange(len(parts)), -parts))  # of one picture the first in it stays
+    order = np.argsort(-parts, kind="stable")  # of one picture the first in it stays
     first = np.empty_like(order)
     first[order] = order[first_alike(picture[order])]
     torn = np.flatnonzero(parts[first] > parts)

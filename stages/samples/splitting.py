@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
-from scipy.sparse import csgraph
 
 from stages.cli import UserError
 
@@ -64,6 +63,8 @@ def join(*keys: Ints) -> Ints:
 
     Each of `keys` holds a number for each sample; one below 0 joins nothing.
     """
+    from scipy.sparse import csgraph  # others read this module who do not join
+
     samples = np.arange(len(keys[0]))
     firsts = [np.where(key < 0, samples, first_alike(key)) for key in keys]
     edges = np.concatenate([np.column_stack([samples, first])[first != samples] for first in firsts])

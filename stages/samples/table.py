@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.files import PREPARED, hash_bytes, read_json, read_table, write_json, write_table
-from stages.samples.checking import MODES
-from stages.samples.decoding import PREPROCESSING_VERSION
+from stages.samples.decoding import MODES, PREPROCESSING_VERSION
 from stages.samples.splitting import PARTS, SPLITTING_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 4096
 """Rows that are Python's own values at a time."""
+MOST_IN_AN_ARRAY = 2**31 - 1
+"""Arrow counts what one array of texts or lists holds in 32 bits."""
 OWN_COLUMNS = (
     *("sample", "image_hash", "pixel_hash", "width", "height", "mode", "group", "label", "target", "sample_weight"),
 )
@@ -79,8 +80,8 @@ class Samples:
     @property
     def targets(self) -> NDArray[np.float32]:
         """(samples, classes) how much each belongs to each class."""
-        flat = self.table["target"].combine_chunks().flatten().to_numpy()
-        return np.asarray(flat, np.float32).reshape(len(self), len(self.classes))
+        flat = [chunk.flatten().to_numpy() for chunk in self.table["target"].chunks]
+        return np.concatenate([*flat, np.empty(0, np.float32)]).reshape(len(self), len(self.classes))
 
     @property
     def weights(self) -> NDArray[np.float64] | None:
@@ -140,7 +141,7 @@ def samples_table(
     source: pa.Table,
     checked: Checked,
     labels: Labels,
-    groups: pa.Array,
+    groups: pa.ChunkedArray,
     parts: Sequence[NDArray[np.int64]],
     weights: NDArray[np.float64] | None = None,
 ) -> pa.Table:
@@ -152,18 +153,17 @@ def samples_table(
     """
     import pyarrow as pa
 
-    targets, modes, names = labels.targets(), np.array(MODES, object), np.array(PARTS, object)
-    ends = pa.array(np.arange(len(targets) + 1, dtype=np.int32) * targets.shape[1])
+    modes, names = np.array(MODES, object), np.array(PARTS, object)
     columns: dict[str, Any] = {
         "sample": source["sample"],
         "image_hash": source["image_hash"],
-        "pixel_hash": _hexadecimal(checked.pixels),
+        "pixel_hash": _texts(checked.pixel_hash),
         "width": pa.array(checked.size[:, 0]),
         "height": pa.array(checked.size[:, 1]),
         "mode": pa.array(modes[checked.mode], pa.string()),
         "group": groups,
         "label": pa.array(labels.index, pa.int64()) if labels.several is None else pa.nulls(len(checked), pa.int64()),
-        "target": pa.ListArray.from_arrays(ends, pa.array(targets.reshape(-1))),
+        "target": _lists(labels.targets()),
     }
     columns |= {} if weights is None else {"sample_weight": weights}
     columns |= {f"split_{repeat}": pa.array(names[part], pa.string()) for repeat, part in enumerate(parts)}
@@ -171,12 +171,32 @@ def samples_table(
     return pa.table(columns)
 
 
-def _hexadecimal(rows: NDArray[np.uint8]) -> pa.Array:
-    """Return bytes (n, width) as texts, without an object of each."""
+def _texts(rows: NDArray[np.uint8]) -> pa.ChunkedArray:
+    """Return bytes (n, width) in hexadecimal, without an object of each."""
     import pyarrow as pa
 
-    ends = np.arange(len(rows) + 1, dtype=np.int32) * (2 * rows.shape[1])
-    return pa.StringArray.from_buffers(len(rows), pa.py_buffer(ends), pa.py_buffer(rows.tobytes().hex().encode()))
+    return pa.chunked_array(
+        pa.StringArray.from_buffers(len(piece), pa.py_buffer(places), pa.py_buffer(piece.tobytes().hex().encode()))
+        for piece, places in _pieces(rows, 2 * rows.shape[1])
+    )
+
+
+def _lists(rows: NDArray[np.float32]) -> pa.ChunkedArray:
+    """Return rows (n, width) as lists, without an object of each."""
+    import pyarrow as pa
+
+    return pa.chunked_array(
+        pa.ListArray.from_arrays(pa.array(places), pa.array(piece.reshape(-1)))
+        for piece, places in _pieces(rows, rows.shape[1])
+    )
+
+
+def _pieces(rows: NDArray[Any], width: int) -> Iterator[tuple[NDArray[Any], NDArray[np.int32]]]:
+    """Yield rows (n, width items), so many as one array may hold, and where each begins and the last one ends."""
+    most = MOST_IN_AN_ARRAY // width
+    for start in range(0, max(1, len(rows)), most):
+        piece = rows[start : start + most]
+        yield piece, np.arange(len(piece) + 1, dtype=np.int32) * width
 
 
 def write_samples(

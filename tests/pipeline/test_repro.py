@@ -174,7 +174,7 @@ def ended_within(project: Project, stage: str, seconds: float) -> int:
         return process.wait()
 
 
-@pytest.mark.timeout(300 + 60 * KILLS)
+@pytest.mark.timeout(600 + 60 * KILLS)
 def test_each_stage_killed_at_random_moments_leaves_nothing_that_is_taken_for_whole(finished: Project) -> None:
     lot, whole = random.Random(0), bytes_written(finished)
     for stage in OUTPUTS:

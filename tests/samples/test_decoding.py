@@ -280,10 +280,10 @@ def test_a_jpeg_is_decoded_once_for_all_sizes_up_to_320_and_for_larger_ones_that
         np.testing.assert_array_equal(found[size], to_arrays(file.getvalue(), [size])[size])
 
 
-@pytest.mark.parametrize("size", [160, 224, 300])
+@pytest.mark.parametrize("size", [160, 224])
 def test_a_jpeg_that_is_decoded_small_comes_out_nearly_as_from_all_of_its_pixels(size: int, cells: list[Path]) -> None:
     file = BytesIO()
     decode(cells[0].read_bytes()).resize((1000, 1000), Image.Resampling.BICUBIC).save(file, "JPEG", quality=92)
     small = to_arrays(file.getvalue(), [size], "crop", "bicubic")[size].astype(int)
     whole = to_array(decode(file.getvalue()), size, "crop", "bicubic")
-    assert abs(small - whole).mean() < 0.3  # of 255
+    assert abs(small - whole).mean() < 0.17  # of 255; without pixels to spare 0.2 and more

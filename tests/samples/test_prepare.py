@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,19 @@ def test_reader_gives_what_the_table_holds(cells: list[Path]) -> None:
     assert sorted(np.concatenate([samples.part(repeat, "test") for repeat in range(4)]).tolist()) == list(range(24))
     with pytest.raises(ValueError, match="tests is none of train, validation, test"):
         samples.part(0, "tests")
+
+
+def test_more_than_an_array_of_arrow_may_hold_is_written_and_read_in_pieces(
+    cells: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos(cells)
+    whole = run()
+    monkeypatch.setattr("stages.samples.table.MOST_IN_AN_ARRAY", 320)  # five hashes, 160 rows of two classes
+    assert run(name="pieces").table.equals(whole.table)
+    monkeypatch.setattr("stages.samples.table.MOST_IN_AN_ARRAY", 64)
+    in_pieces = run(name="smaller-pieces")
+    assert in_pieces.table.equals(whole.table)
+    np.testing.assert_array_equal(in_pieces.targets, whole.targets)
 
 
 def test_facts_tell_classes_counts_and_the_entry(cells: list[Path]) -> None:
@@ -225,6 +239,14 @@ def test_an_image_without_group_is_a_group_by_itself(cells: list[Path]) -> None:
     names = samples.table["sample"].to_pylist()
     assert samples.groups == ["x" if row < 16 and row % 4 < 2 else name for row, name in enumerate(names)]
     assert samples.facts["groups"] == 1 + 48 - 8
+
+
+def test_groups_may_be_numbers_and_those_that_are_no_number_are_one(cells: list[Path]) -> None:
+    numbers = [float(number // 2) for number in range(36)] + [math.nan] * 3 + [None]
+    table_source(cells, grade=[0, 1] * 20, patient=numbers)
+    samples = run(label={"column": "grade"}, group="patient")
+    names = samples.table["sample"].to_pylist()
+    assert samples.groups == [str(number // 2) + ".0" for number in range(36)] + ["nan"] * 3 + [names[39]]
 
 
 def test_thresholds_and_strata_of_numbers(cells: list[Path]) -> None:

@@ -180,9 +180,7 @@ def test_the_published_split_of_solar_cells_is_stratified_to_the_cell() -> None:
 
 def test_groups_that_an_image_joins_are_one_unit() -> None:
     groups = np.array([8, 8, 2, 2, 3, -1, -1, 4])
-    pixels = np.array(
-        [1, 2, 2, 3, 4, 5, 5, 6]
-    )  # the second image of the first group and the first of the next are the same
+    pixels = np.array([1, 2, 2, 3, 4, 5, 5, 6])  # two groups have a picture in common
     assert join(groups, pixels).tolist() == [0, 0, 0, 0, 1, 2, 2, 3]
 
 

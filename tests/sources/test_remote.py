@@ -117,6 +117,28 @@ def test_a_table_lists_what_lies_in_a_bucket(bucket: Any, link: bool, capsys: py
     )
 
 
+def test_a_bucket_that_may_not_be_listed_refuses_what_is_not_there_and_the_other_form_is_found(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.core import url_to_fs
+
+    put(bucket, "cafe\u0301.png")
+    listing("path,label", "caf\u00e9.png,sound", "\u00fc.png,ill")
+    system = url_to_fs(f"s3://{bucket.name}")[0]  # fsspec keeps one of a kind
+    read = system.cat_file
+
+    def refused(path: str) -> bytes:
+        try:
+            return bytes(read(path))
+        except FileNotFoundError:
+            raise PermissionError("Access Denied") from None
+
+    monkeypatch.setattr(system, "cat_file", refused)
+    images = fetch("scans", "table", path="scans.csv", root=f"s3://{bucket.name}")
+    assert images.read(0) == "cafe\u0301.png".encode()
+    assert images.rejected == [("\u00fc.png", "it cannot be read: Access Denied")]
+
+
 @pytest.mark.parametrize("link", [False, True])
 def test_a_name_is_found_in_either_normal_form_of_unicode(bucket: Any, link: bool) -> None:
     composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import posixpath
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from urllib.parse import quote
 
 from stages.cli import UserError
@@ -96,22 +95,26 @@ class Remote:
 
         Where there is no such file it may be there with another spelling of the name.
         """
+        why = f"it is not there, in {self.url}"
         for spelling in spellings(name):
-            with suppress(FileNotFoundError, IsADirectoryError):
+            try:
                 return self._read(spelling)
-        raise NotThereError(f"it is not there, in {self.url}")
+            except (FileNotFoundError, IsADirectoryError):
+                pass
+            except PermissionError as error:  # a bucket that may not be listed says so of what is not there, too
+                why = f"it cannot be read: {_first_line(error)}"
+        raise NotThereError(why)
 
     def _read(self, name: str) -> bytes:
+        """Return a file's bytes; raises UnreadableError, and what says that it is not there or may not be read."""
         path = f"{self._path}/{quote(name, safe='/%') if self._quoted else name}"
         failed: Exception | None = None
         for wait in (0.0, *WAITS):
             time.sleep(wait)
             try:
                 return bytes(self._system.cat_file(path))
-            except (FileNotFoundError, IsADirectoryError):
+            except (FileNotFoundError, IsADirectoryError, PermissionError):
                 raise
-            except PermissionError as error:
-                raise NotThereError(f"it cannot be read: {_first_line(error)}") from None
             except Exception as error:  # each service's library has errors of its own
                 failed = error
         assert failed is not None
