@@ -22,6 +22,7 @@ import numpy as np
 
 from stages.cli import UserError, printable, run_stage
 from stages.files import COSTS, EVALUATIONS, MODELS, PREPARED, new_folder, read_json, write_table
+from stages.memory import keep_freed_memory
 from stages.params import Run
 from stages.samples.labels import names
 from stages.samples.pictures import contact_sheet, write_picture
@@ -47,6 +48,7 @@ FACTS = ("classes", "family", "kind", "dataset", "features", "fingerprint", "mul
 
 def evaluate(name: str, entry: Run) -> None:
     """Write data/evaluations/<name>/ and reports/runs/<name>/."""
+    keep_freed_memory()
     samples, features = read_samples(entry.dataset), read_features(entry.features)
     run = read_json(MODELS / name / "run.json")
     rows, outcomes = predict(name, samples, features, run["repeats"])

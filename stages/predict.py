@@ -29,6 +29,7 @@ import numpy as np
 
 from stages.cli import UserError, guard, warn
 from stages.files import MODELS, read_json
+from stages.memory import keep_freed_memory
 from stages.params import Features, suggest
 from stages.samples.decoding import BadImage
 from stages.scoring.metrics import LEAST_PRESENT
@@ -199,6 +200,7 @@ def image_paths(arguments: Sequence[str]) -> Iterator[str]:
 
 def predict(arguments: argparse.Namespace) -> bool:
     """Write a line for each image to standard output; returns whether all could be read."""
+    keep_freed_memory()
     predictor = Predictor(model_folder(arguments.run, arguments.repeat, arguments.final))
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # file names need not be UTF-8

@@ -19,7 +19,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 def step():
-    maps = [np.ones(24 * 2**20, np.uint8) for _ in range(8)]
+    maps = [np.ones(megabytes * 2**20, np.uint8) for megabytes in (24, 24, 24, 24, 96)]
 
 for _ in range(3):
     step()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from stages.backbones.cut import IMAGE, body, inner
 from stages.backbones.registry import build_network
 from stages.threads import thread_count
+from stages.transfers.shared.layout import channels_last
 
 
 class Above(nn.Module):
@@ -85,7 +86,8 @@ class Pixels(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise, and run the network."""
-        read: Tensor = self.network(pixels * self.scale + self.shift)
+        # Grey pixels lie both ways in memory at once; of the coloured ones that they become, channels are to be last.
+        read: Tensor = self.network(channels_last(pixels * self.scale + self.shift))
         return read
 
 
