@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from stages.transfers.shared.above import Pixels
 from stages.transfers.shared.layout import Clipped, Depthwise, Pointwise, channels_last, train_channels_last
 from tests.backbones.conftest import network
 
@@ -15,6 +16,18 @@ from tests.backbones.conftest import network
 def test_batches_have_their_channels_last_where_they_are_maps() -> None:
     assert channels_last(torch.zeros(2, 3, 4, 5)).is_contiguous(memory_format=torch.channels_last)
     assert channels_last(torch.zeros(2, 3, 4)).shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_reads_grey_pixels_and_coloured_ones_with_their_channels_last(channels: int) -> None:
+    seen: list[torch.Tensor] = []
+    reader = nn.Conv2d(3, 4, 3)
+    reader.register_forward_hook(lambda _, given, maps: seen.extend((*given, maps)))
+    pixels = channels_last(torch.rand(2, channels, 8, 8) * 255)
+    Pixels(reader, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])(pixels)
+    assert [maps.is_contiguous(memory_format=torch.channels_last) for maps in seen] == [True, True]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
+    torch.testing.assert_close(seen[0], (pixels / 255 - mean) / std)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
