@@ -6,7 +6,8 @@ The same images, batch, threads and optimiser, EfficientNet-Lite0 at 224 pixels 
 
 stored     what `fine_tune` does: an epoch above the cut on stored activations, reading them included
 bfloat16   the same with `precision: bfloat16`
-frozen     the whole network at each step, the same layers frozen and without gradients: a usual way to fine-tune
+frozen     the whole network at each step, the same layers frozen and without gradients: a usual way to fine-tune;
+           where the cut is `image`, none are
 whole      the whole network at each step, all of it trained
 
 The two latter run in a process of their own, as torch is without our settings of memory. On a GPU, where there is one.
@@ -33,7 +34,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from stages.backbones.backbone import load_backbone
-from stages.backbones.cut import split
+from stages.backbones.cut import IMAGE, split
 from stages.backbones.engines import device
 from stages.cli import guard
 from stages.memory import keep_freed_memory
@@ -46,7 +47,7 @@ from stages.transfers.shared.above import lying_above
 from stages.transfers.shared.layout import train_channels_last
 from tests.benchmarks.extract import run, table
 
-CUTS = ("blocks.2", "blocks.3", "blocks.4", "blocks.5")
+CUTS = (IMAGE, "blocks.2", "blocks.3", "blocks.4", "blocks.5")
 IMAGES, BATCH, ROUNDS = 320, 32, 3
 SIZE = int(sys.argv[1]) if sys.argv[1:] else 224
 PARAMS = """\
@@ -55,7 +56,6 @@ downloads:
   lite0: {source: weights, path: ., network: tf_efficientnet_lite0, origin: package}
 datasets: {}
 features:
-  image: {images: cells, backbone: raw/lite0, image_size: SIZE, cut: image}
 %s
 runs: {}
 compare: {}
@@ -89,13 +89,13 @@ def stored(cut: str, precision: Literal["float32", "bfloat16"]) -> Callable[[], 
 
 def obvious(cut: str | None) -> Callable[[], float]:
     """Return the same of the whole network from pixels; what lies below the cut is frozen, or nothing is."""
-    store = read_features("image")
+    store = read_features(IMAGE)
     network = load_backbone(store.folder, "backbone.safetensors").network
     pixels = torch.from_numpy(store.read(np.arange(IMAGES), ["identity"])[:, 0]).expand(-1, 3, -1, -1)
     pixels = ((pixels / 255 - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
     labels, where = torch.arange(IMAGES) % 2, device()
     network.classifier = nn.Linear(network.classifier.in_features, 2)  # type: ignore[union-attr, arg-type]
-    parts = split(network, cut, SIZE) if cut else None
+    parts = split(network, cut, SIZE) if cut not in (None, IMAGE) else None
     network.to(where)
     trained = (parts.above if parts else network).to(where).requires_grad_(True)
     if parts is not None:
@@ -167,8 +167,8 @@ def main() -> None:
         )
         for download in ("cells", "lite0"):
             run("stages.fetch", download)
-        for features in ("image", *(c.replace(".", "-") for c in CUTS)):
-            run("stages.extract", features)
+        for cut in CUTS:
+            run("stages.extract", cut.replace(".", "-"))
         keep_freed_memory()
         rows = []
         with elsewhere(None) as of_whole:
