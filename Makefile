@@ -61,6 +61,7 @@ bench: $(STAMP)  ## measure what docs/benchmarks.md says
 	@python -m tests.benchmarks.nothing_to_do
 	@python -m tests.benchmarks.extract
 	@python -m tests.benchmarks.training
+	@python -m tests.benchmarks.rows
 
 against-fastai: $(STAMP)  ## measure the pipeline against fastai, which it installs (REPEATS=1)
 	@uv pip install --quiet --python $(VENV) --constraint requirements.lock --requirement pyproject.toml --extra fastai

@@ -16,12 +16,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def pytest_configure() -> None:
+def keep_to_one_core() -> None:
     """Give each process of a parallel run a core of its own: torch in two processes on the same cores crawls."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+keep_to_one_core()  # before another conftest.py imports torch, which counts the cores once
 
 
 def cell_files(count: int | None = None) -> list[Path]:

@@ -91,6 +91,16 @@ def test_what_no_features_name_any_more_is_told_and_removed(project: Callable[..
 
 
 @pytest.mark.usefixtures("project")
+def test_it_says_what_the_cache_adds_to_what_is_stored() -> None:
+    told = re.search(r" adds (\S+ [kM]B) to the (\S+ [kM]B) of data/features", lines()[0])
+    assert told is not None
+    for text, folder in zip(told.groups(), (".transfer/cache", "data/features"), strict=True):
+        number, unit = text.split()
+        held_there = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        assert float(number) * {"kB": 1e3, "MB": 1e6}[unit] == pytest.approx(held_there, rel=0.01)
+
+
+@pytest.mark.usefixtures("project")
 def test_what_is_held_of_images_that_are_gone_is_not_used() -> None:
     shutil.rmtree("photos/a")
     for path in list(Path("photos/b").iterdir()):

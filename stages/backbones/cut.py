@@ -55,7 +55,10 @@ def split(network: nn.Module, cut: str, image_size: int) -> Split:
         return Split(nn.Identity(), network, tuple(images.shape[1:]))
     with plain_attention(), torch.no_grad():
         run = _run(network, images, (cut,))
-        traced = _trace(network, (cut,), run)
+        try:
+            traced = _trace(network, (cut,), run)
+        except UserError as error:
+            raise UserError(f"cut: {error}; {_others(network, cut, image_size)}") from None
         at = traced.node(cut)
         if at is traced.end:
             raise UserError(f"cut: {cut}: nothing lies above it; {_others(network, cut, image_size)}")

@@ -191,8 +191,11 @@ def test_every_module_can_be_cut_at_or_is_refused_as_the_list_says(library: str,
         ("", "is no module of the network"),
         ("skipped", "cut: skipped: a skip connection crosses it"),
         ("skipped.0", "cut: skipped.0: a skip connection crosses it"),
-        ("twice", "twice: this module runs 2 times in a pass of the network, so it has no one output"),
-        ("unused", "unused: this module is never called"),
+        (
+            "twice",
+            "cut: twice: this module runs 2 times in a pass of the network, so it has no one output; name another; ",
+        ),
+        ("unused", "cut: unused: this module is never called"),
         ("fc", "cut: fc: nothing lies above it"),
     ],
 )
@@ -200,6 +203,7 @@ def test_a_cut_that_cannot_be_is_refused_with_the_reason(cut: str, message: str)
     with pytest.raises(UserError) as error:
         split(Known(), cut, 16)
     assert message in str(error.value)
+    assert "good cuts: stem.0, stem.1, stem, block.0, " in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -212,7 +216,7 @@ def test_a_size_that_the_network_does_not_take_is_refused() -> None:
 
 def test_inside_a_batch_norm_is_no_cut() -> None:
     whole = network("timm", "tf_efficientnet_lite0")
-    with pytest.raises(UserError, match=r"bn1.act lies inside a normalisation layer"):
+    with pytest.raises(UserError, match=r"bn1.act lies inside a normalisation layer.*good cuts: .*blocks\.3, "):
         split(whole, "bn1.act", 64)
     assert not [n for n in cuts(whole, 64) if ".act" in n]
 

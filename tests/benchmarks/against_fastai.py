@@ -41,6 +41,7 @@ datasets:
     images: cells
     label: {column: probability, threshold: 0.5, soft: probability}
     split: {test: 0.25, validation: 0.15, stratify: [probability, type], repeats: 4, seed: 0}
+    near_duplicates: false  # as the papers'
 features:
   inner:
     images: cells

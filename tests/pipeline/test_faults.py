@@ -10,6 +10,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from stages.files import hash_file
 from tests.conftest import Project, cell_files
 from tests.pipeline.test_experiments import parents
-from tests.pipeline.test_repro import bytes_written, stages_run, within
+from tests.pipeline.test_repro import KILLS, bytes_written, ended_within, stages_run, within
 
 pytestmark = pytest.mark.pipeline
 
@@ -168,6 +169,38 @@ def test_a_locked_store_costs_a_line_and_results_wait(finished: Project) -> None
     assert len(list(finished.path(".transfer/outbox").iterdir())) == 3
     finished.run("python -m stages.publish --strict", check=True)
     assert len(parents(finished)) == len(before) + 1
+
+
+@pytest.mark.timeout(600 + 60 * KILLS)
+def test_publish_killed_at_random_moments_is_completed_by_the_next(finished: Project) -> None:
+    def empty_store() -> None:
+        finished.path("mlflow.db").unlink()
+        shutil.rmtree(finished.path("mlartifacts"))
+
+    def stored() -> tuple[dict[str, str], int]:
+        with sqlite3.connect(finished.path("mlflow.db")) as store:
+            ((runs,),) = store.execute("select count(*) from runs where lifecycle_stage = 'active'")
+        return parents(finished), runs
+
+    lot, before, killed = random.Random(0), stored(), 0
+    empty_store()
+    began = time.monotonic()
+    assert ended_within(finished, "publish --strict", 300) == 0
+    seconds = time.monotonic() - began
+    empty_store()
+    for _ in range(10 * KILLS):
+        ended = ended_within(finished, "publish --strict", lot.uniform(0, seconds))
+        assert ended in (0, -signal.SIGKILL)
+        killed += ended == -signal.SIGKILL
+        if killed == KILLS:
+            break
+        if ended == 0:
+            assert stored() == before
+            empty_store()
+    assert killed == KILLS
+    finished.run("python -m stages.publish --strict", check=True)
+    assert stored() == before
+    assert not list(finished.path(".transfer/outbox").iterdir())
 
 
 def mend(project: Project) -> None:

@@ -78,6 +78,21 @@ def test_a_folder_in_a_bucket_is_read_as_one_on_the_disk(work: Path, bucket: Any
     assert list((RAW / "there").glob("*.tar")) == ([] if link else [RAW / "there" / "images-00000.tar"])
 
 
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("protocol", ["file", "memory"])
+def test_a_folder_is_read_from_whatever_fsspec_knows(work: Path, protocol: str, link: bool) -> None:
+    import fsspec
+
+    names = ["photos/cat/1.png", f"photos/cat/{ODD}", "photos/dog/2.png"]
+    lay_out(work, *names)
+    held, root = fsspec.filesystem(protocol), work.absolute() / "photos"
+    if protocol == "memory":
+        held.pipe({str(work.absolute() / name): name.encode() for name in names})
+    images = fetch("there", "folder", path=".", root=f"{protocol}://{root}", link=link)
+    assert rows(images, "class") == [("cat/1.png", "cat"), (f"cat/{ODD}", "cat"), ("dog/2.png", "dog")]
+    assert [read() for read in images.readers(range(3))] == [name.encode() for name in names]
+
+
 def test_what_is_held_elsewhere_is_not_fetched_ahead(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     put(bucket, *(f"photos/cat/{number}.png" for number in range(4)))
     there = fetch("there", "folder", path=".", root=f"s3://{bucket.name}/photos/", link=True)

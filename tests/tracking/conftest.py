@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from stages.scoring.metrics import Outcomes
 from stages.scoring.records import PLOTS, Record, write_record
 
 REPEATS = 2
+Answer = tuple[int, Any]
+"""Status and body of an answer of a server."""
 
 
 class Results:
@@ -169,3 +173,31 @@ def publish(results: Results, empty_store: Path) -> Callable[[], bool]:
         return publish(results.params)
 
     return call
+
+
+@pytest.fixture
+def stub() -> Iterator[Callable[[Callable[[str, Any], Answer]], str]]:
+    """Start a server that answers requests (path, body) with a status and a body; returns its address."""
+    servers: list[HTTPServer] = []
+
+    def start(answer: Callable[[str, Any], Answer]) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status, content = answer(self.path, {**body, "auth": self.headers.get("Authorization")})
+                data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        servers.append(HTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from stages.tracking import outbox, runs
-from tests.tracking.conftest import Results
+from stages.tracking import outbox, runs, server
+from tests.tracking.conftest import Answer, Results
 
 A, B = "a" * 64, "b" * 64
 DEAD = "http://127.0.0.1:9"
@@ -340,6 +341,52 @@ def test_dead_server_costs_one_line_and_the_outbox_outlives_the_project(
     assert parent["tags"]["fingerprint"] == A
     assert (local(parent["artifact_uri"]) / "pictures" / "confusion.png").read_bytes() == b"picture"
     assert not outbox.pending()
+
+
+@pytest.mark.parametrize(
+    ("status", "seconds", "message"),
+    [(500, 0.0, "answers with an error (500 Internal Server Error)"), (200, 1.0, "does not answer")],
+    ids=["failing", "slow"],
+)
+def test_a_server_that_fails_or_is_slow_costs_one_line_and_the_result_goes_out_later(
+    status: int,
+    seconds: float,
+    message: str,
+    results: Results,
+    publish: Publish,
+    stub: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def answer(*_: Any) -> Answer:
+        time.sleep(seconds)
+        return status, {}
+
+    monkeypatch.setattr(server, "SECONDS_TO_ANSWER", 0.3)
+    results.add("probe", A)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stub(answer))
+    assert not publish()
+    (warning,) = warnings(capsys)
+    assert message in warning
+    assert "; 1 result waits in " in warning
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert publish()
+    assert [run["tags"]["fingerprint"] for run in results.parents()] == [A]
+    assert not outbox.pending()
+
+
+def test_a_server_that_fails_once_it_is_written_to_costs_one_line(
+    results: Results, publish: Publish, stub: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    results.add("probe", A)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stub(lambda path, _: (200 if path.endswith("/search") else 500, {})))
+    assert not publish()
+    (warning,) = warnings(capsys)
+    assert "; 1 result waits in " in warning
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert publish()
+    assert [run["tags"]["fingerprint"] for run in results.parents()] == [A]
 
 
 def test_results_that_the_store_has_leave_the_outbox_unsent(

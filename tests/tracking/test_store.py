@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -12,7 +11,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -25,10 +23,9 @@ from stages.tracking import server as server_module
 from stages.tracking import store as store_module
 from stages.tracking import ui
 from stages.tracking.store import DATASET, Store, StoreError, open_store
-from tests.tracking.conftest import Results
+from tests.tracking.conftest import Answer, Results
 
 A, B = "a" * 64, "b" * 64
-Answer = tuple[int, Any]
 
 
 @pytest.mark.parametrize(
@@ -87,34 +84,6 @@ def test_store_that_was_moved_finds_its_artifacts_and_takes_new_ones(
     client = MlflowClient(f"sqlite:///{moved / 'mlflow.db'}")
     for model in client.search_logged_models([str(results.parents()[0]["experiment_id"])]):
         assert (Path(unquote(urlsplit(model.artifact_location).path)) / "MLmodel").is_file()
-
-
-@pytest.fixture
-def stub() -> Iterator[Callable[[Callable[[str, Any], Answer]], str]]:
-    """Start a server that answers requests (path, body) with a status and a body; returns its address."""
-    servers: list[HTTPServer] = []
-
-    def start(answer: Callable[[str, Any], Answer]) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, content = answer(self.path, {**body, "auth": self.headers.get("Authorization")})
-                data = content if isinstance(content, bytes) else json.dumps(content).encode()
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        servers.append(HTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{servers[-1].server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def test_server_is_asked_page_by_page_under_the_prefix_and_with_the_password(stub: Any) -> None:
