@@ -1,6 +1,6 @@
 """How prepare's time and memory grow with the number of images, as Markdown for docs/benchmarks.md.
 
-    python -m tests.benchmarks.rows [COUNT ...]        10,000, 100,000 and 1,000,000 where none is named: about an hour
+    python -m tests.benchmarks.rows [COUNT ...]        10,000, 100,000 and 1,000,000 where none is named: 15 minutes
 
 The images are 32 x 32 grey waves, each another, in ten classes and groups of about twenty, split four times. Small, for
 what is asked is what a row costs, whatever the picture: decoding photographs takes longer, and the same for each.
