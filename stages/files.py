@@ -128,7 +128,7 @@ def locked(path: Path, waits_for: str) -> Iterator[None]:
 
 def writer_of(temporary: Path) -> int | None:
     """Return the number of the process that writes, or wrote, under a temporary name; None where it has none."""
-    process = temporary.name.rpartition("-")[2]
+    process = temporary.name.removesuffix("-journal").rpartition("-")[2]  # SQLite has a file of its own beside it
     return int(process) if process.isdecimal() else None
 
 

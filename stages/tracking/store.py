@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from stages.cli import warn
-from stages.files import locked
+from stages.files import locked, new_file
 from stages.store.location import shared_root
 
 if TYPE_CHECKING:
@@ -124,9 +124,11 @@ class Store:
         import_mlflow()
         import mlflow
 
-        if self.database is not None:
-            self.database.parent.mkdir(parents=True, exist_ok=True)
         with told_in_one_line(self):
+            if self.database is not None and not self.database.exists():
+                # MLflow makes its tables one by one, and would not go on where it was killed between two.
+                with new_file(self.database) as path:
+                    mlflow.MlflowClient(f"sqlite:///{path.absolute()}").search_experiments(max_results=1)
             client = mlflow.MlflowClient(self.uri)
             client.search_experiments(max_results=1)
         return client

@@ -201,6 +201,7 @@ def test_publish_killed_at_random_moments_is_completed_by_the_next(finished: Pro
     finished.run("python -m stages.publish --strict", check=True)
     assert stored() == before
     assert not list(finished.path(".transfer/outbox").iterdir())
+    assert not list(finished.root.glob(".mlflow.db*"))
 
 
 def mend(project: Project) -> None:
