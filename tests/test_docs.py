@@ -163,6 +163,7 @@ def test_the_full_study_has_what_transfer_must_beat_few_labels_and_four_repeats(
     assert {params.runs[name].transfer.start for name in (*scratch, "small-cnn")} == {"zero"}
     assert {params.features[params.runs[name].features].cut for name in (*scratch, "small-cnn")} == {"image"}
     assert params.runs["scratch-epochs"].transfer.epochs == params.runs["all-layers"].transfer.epochs
+    assert params.runs["scratch-operations"].transfer.epochs < params.runs["scratch-epochs"].transfer.epochs
     costs = {
         name: json.loads((ROOT / "docs/study/runs" / name / "cost.json").read_text())
         for name in ("scratch-operations", "above-b3")

@@ -53,30 +53,29 @@ def split(network: nn.Module, cut: str, image_size: int) -> Split:
     images = random_images(image_size)
     if cut == IMAGE:
         return Split(nn.Identity(), network, tuple(images.shape[1:]))
+
+    def refused(reason: object) -> UserError:
+        return UserError(f"cut: {reason}; {_others(network, cut, image_size)}")
+
     with plain_attention(), torch.no_grad():
         run = _run(network, images, (cut,))
         try:
             traced = _trace(network, (cut,), run)
         except UserError as error:
-            raise UserError(f"cut: {error}; {_others(network, cut, image_size)}") from None
+            raise refused(error) from None
         at = traced.node(cut)
         if at is traced.end:
-            raise UserError(f"cut: {cut}: nothing lies above it; {_others(network, cut, image_size)}")
+            raise refused(f"{cut}: nothing lies above it")
         upper = _reach([traced.end], stop=at)
         if any(n.op == "placeholder" for n in upper):
-            raise UserError(
-                f"cut: {cut}: a skip connection crosses it, so what lies above needs more than its output; "
-                f"{_others(network, cut, image_size)}"
-            )
+            raise refused(f"{cut}: a skip connection crosses it, so what lies above needs more than its output")
         below = _part(network, traced.graph, _reach([at]), at)
         activation = below(images)
         if activation.shape[0] != len(images):
-            raise UserError(f"cut: {cut}: its output has not one entry per image; {_others(network, cut, image_size)}")
+            raise refused(f"{cut}: its output has not one entry per image")
         above = _above(network, traced, traced.end, at, activation)
         if not torch.equal(above(below(images)), run.logits):
-            raise UserError(
-                f"cut: {cut}: the parts do not compute what the whole does; {_others(network, cut, image_size)}"
-            )
+            raise refused(f"{cut}: the parts do not compute what the whole does")
     return Split(below, above, tuple(activation.shape[1:]))
 
 

@@ -87,7 +87,7 @@ def stored(cut: str, precision: Literal["float32", "bfloat16"]) -> Callable[[], 
     return epoch
 
 
-def obvious(cut: str | None) -> Callable[[], float]:
+def obvious(cut: str) -> Callable[[], float]:
     """Return the same of the whole network from pixels; what lies below the cut is frozen, or nothing is."""
     store = read_features(IMAGE)
     network = load_backbone(store.folder, "backbone.safetensors").network
@@ -95,7 +95,7 @@ def obvious(cut: str | None) -> Callable[[], float]:
     pixels = ((pixels / 255 - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
     labels, where = torch.arange(IMAGES) % 2, device()
     network.classifier = nn.Linear(network.classifier.in_features, 2)  # type: ignore[union-attr, arg-type]
-    parts = split(network, cut, SIZE) if cut not in (None, IMAGE) else None
+    parts = split(network, cut, SIZE) if cut != IMAGE else None
     network.to(where)
     trained = (parts.above if parts else network).to(where).requires_grad_(True)
     if parts is not None:
@@ -128,7 +128,7 @@ def obvious(cut: str | None) -> Callable[[], float]:
 
 
 @contextmanager
-def elsewhere(cut: str | None) -> Iterator[Callable[[], float]]:
+def elsewhere(cut: str) -> Iterator[Callable[[], float]]:
     """Give `obvious` in a process of its own, which sleeps while others work."""
     ours, theirs = get_context("spawn").Pipe()
     process = get_context("spawn").Process(target=_serve, args=(theirs, cut), daemon=True)
@@ -145,7 +145,7 @@ def elsewhere(cut: str | None) -> Iterator[Callable[[], float]]:
         process.join()
 
 
-def _serve(pipe: Connection, cut: str | None) -> None:
+def _serve(pipe: Connection, cut: str) -> None:
     torch.set_num_threads(thread_count())
     epoch = obvious(cut)
     while True:
@@ -171,7 +171,7 @@ def main() -> None:
             run("stages.extract", cut.replace(".", "-"))
         keep_freed_memory()
         rows = []
-        with elsewhere(None) as of_whole:
+        with elsewhere(IMAGE) as of_whole:
             for cut in CUTS:
                 with elsewhere(cut) as of_frozen:
                     ways = [stored(cut, "float32"), stored(cut, "bfloat16"), of_frozen, of_whole]

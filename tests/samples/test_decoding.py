@@ -122,17 +122,23 @@ def test_printing_colours_become_those_of_a_screen(kind: str) -> None:
     white_and_cyan = Image.new("CMYK", (8, 8), (0, 0, 0, 0))
     white_and_cyan.paste((255, 0, 0, 0), (0, 0, 8, 4))
     pixels = np.asarray(decode(saved(white_and_cyan, kind)))
-    assert pixels[7, 0].tolist() == pytest.approx([255, 255, 255], abs=3)
-    assert pixels[0, 0].tolist() == pytest.approx([0, 255, 255], abs=3)
+    losses = 3 if kind == "JPEG" else 0
+    assert pixels[7, 0].tolist() == pytest.approx([255, 255, 255], abs=losses)
+    assert pixels[0, 0].tolist() == pytest.approx([0, 255, 255], abs=losses)
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG", "AVIF"])
+@pytest.mark.parametrize("kind", ["TIFF", "PNG"])
 def test_the_first_picture_of_several_is_taken(kind: str) -> None:
+    first, second = Image.new("L", (4, 4), 10), Image.new("L", (4, 4), 200)
+    content = saved(first, kind, save_all=True, append_images=[second])
+    assert np.asarray(decode(content)).tolist() == [[10] * 4] * 4
+
+
+@pytest.mark.parametrize(("kind", "losses"), [("GIF", 0), ("WEBP", 2), ("AVIF", 2)])
+def test_the_first_picture_of_several_is_taken_where_they_are_coloured(kind: str, losses: int) -> None:
     first, second = Image.new("L", (8, 8), 10), Image.new("L", (8, 8), 200)
     content = saved(first, kind, save_all=True, append_images=[second])
-    with Image.open(BytesIO(content)) as file:
-        assert file.n_frames == 2
-    assert np.asarray(decode(content).convert("L")) == pytest.approx(np.full((8, 8), 10), abs=2)
+    assert np.abs(np.asarray(decode(content), np.int16) - 10).max() <= losses
 
 
 def bomb(side: int) -> bytes:
