@@ -31,6 +31,8 @@ REPORTS = Path("reports")
 SECONDS_BEFORE_SAYING_SO = 2
 LONGEST_NAME = 220
 """Bytes of a name that is written under a temporary one: file systems take 255, the number of a process included."""
+ROWS_IN_A_GROUP = 2**16
+"""Rows of a table that are encoded, or read, at a time."""
 LEARNED = "learned.parquet"
 """In a folder with a network that was trained here: what images it has learned from, by their pixels."""
 
@@ -180,7 +182,7 @@ def write_table(path: Path, table: pa.Table) -> None:
     import pyarrow.parquet as pq
 
     with new_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", row_group_size=ROWS_IN_A_GROUP)
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -61,7 +61,9 @@ def prepare(name: str, entry: Dataset) -> None:
             raise UserError(f"data/raw/{entry.images}: no image can be used; the first of {len(images)}: {reasons[0]}")
         pairs = near_duplicates(checked.appearance[rows])
         differing = list(find_contradictions(images, checked, labels, rows, pairs))
-        source, checked, labels = images.samples.take(rows), checked.take(rows), labels.take(rows)
+        source = images.samples
+        if len(rows) < len(images):  # all of a million rows stay where they are
+            source, checked, labels = source.take(rows), checked.take(rows), labels.take(rows)
         groups = group_names(source, entry.group)
         alike = [clusters(pairs, len(rows))] if entry.near_duplicates else []
         units = join(*([] if entry.group is None else [numbered(groups)]), checked.picture, *alike)

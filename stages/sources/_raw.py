@@ -23,8 +23,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
-
 from stages.cli import UserError, progress, warn
 from stages.files import RAW, hash_bytes, read_json, read_table, write_json, write_table
 from stages.sources.shared.remote import OUTAGE, STREAMS, NotThereError, Remote, UnreadableError, is_url
@@ -125,8 +123,7 @@ class _Places:
         self.name, self.linked = name, root is not None
         self.remote = Remote(root) if root is not None and is_url(root) else None
         self.root = RAW / name if root is None else Path(root)
-        self.table = table  # its columns' to_numpy would import pandas, which takes half a second
-        self.offset, self.length = (np.array(table[name].to_pylist(), np.int64) for name in ("offset", "length"))
+        self.places = table.select(["image_hash", "file", "offset", "length"])
         self.open_files: dict[str, IO[bytes]] = {}
         self.lock = threading.Lock()
 
@@ -134,18 +131,18 @@ class _Places:
         return self._read_linked(row) if self.linked else self._read_packed(row)
 
     def _read_packed(self, row: int) -> bytes:
-        file = self.table["file"][row].as_py()
+        _, file, offset, length = (column[row].as_py() for column in self.places.columns)
         with self.lock:
             if file not in self.open_files:
                 self.open_files[file] = _open(self.root / file)  # stays open as long as the images do
             number = self.open_files[file].fileno()
-        content = os.pread(number, int(self.length[row]), int(self.offset[row]))
-        if len(content) != self.length[row]:
+        content = os.pread(number, length, offset)
+        if len(content) != length:
             raise UserError(f"{self.root / file} ends too early: run `dvc checkout`, or `dvc repro fetch@{self.name}`")
         return content
 
     def _read_linked(self, row: int) -> bytes:
-        file = self.table["file"][row].as_py()
+        image_hash, file, _, length = (column[row].as_py() for column in self.places.columns)
         if self.remote is None:
             place, content, again = str(self.root / file), _content(self.root / file), "`dvc repro`, which fetches it"
         else:
@@ -156,7 +153,7 @@ class _Places:
                 raise UserError(f"{place}: {error}") from None
             except NotThereError:
                 content = b""
-        if len(content) != self.length[row] or hash_bytes(content) != self.table["image_hash"][row].as_py():
+        if len(content) != length or hash_bytes(content) != image_hash:
             raise UserError(f"{place} has changed since it was fetched: run {again} again")
         return content
 

@@ -86,6 +86,7 @@ class Study:
 
     def unfinished(self) -> list[str]:
         """Return the runs whose results are not kept, or of other inputs, parameters or code."""
+        self._let_costs_differ()
         left = []
         for name in self.runs:
             try:
@@ -95,6 +96,27 @@ class Study:
             if re.search(rf"Running stage '(finetune|evaluate)@{name}'", would) or not self._is_kept(name):
                 left.append(name)
         return left
+
+    def _let_costs_differ(self) -> None:
+        """Write into the workspace's dvc.lock that evaluations read what extraction costs now.
+
+        Features that another run needs are extracted anew where they are not kept: the same bytes in another time. No
+        result hangs on that, and what a run has cost was right when it ran.
+        """
+        file = self.workspace / "dvc.lock"
+        lock = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {"stages": {}}
+        costs = {out["path"]: out for stage in lock["stages"].values() for out in stage.get("outs", [])}
+        stale = [
+            (read, costs[read["path"]])
+            for name, stage in lock["stages"].items()
+            if name.startswith("evaluate@")
+            for read in stage["deps"]
+            if read["path"].startswith("data/costs/extract/") and read != costs.get(read["path"], read)
+        ]
+        for read, cost in stale:
+            read.update(cost)
+        if stale:
+            write_text(file, yaml.safe_dump(lock, sort_keys=False))
 
     def _is_kept(self, name: str) -> bool:
         """Whether what a run has given was copied: the study may have been stopped between the two."""

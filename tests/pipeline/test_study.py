@@ -27,6 +27,7 @@ features:
   b6: {images: photos, backbone: raw/lite0, image_size: 64, cut: blocks.6}
 runs:
   probe: {dataset: cells, features: pooled, labels_per_class: [6, all], transfer: {kind: logistic, C: 0.1}}
+  nearest: {dataset: cells, features: pooled, transfer: {kind: nearest_mean}}
   above-b6: {dataset: cells, features: b6, transfer: {kind: fine_tune, epochs: 1, min_steps: 0}}
 compare:
   references: {cells: probe}
@@ -51,15 +52,15 @@ def test_stopped_it_goes_on_and_another_clone_knows_what_is_done(project: Projec
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as started:
         assert started.stdout is not None
-        assert started.stdout.readline() == "0 of 2 runs are there; 2 left: 2 never timed\n"
+        assert started.stdout.readline() == "0 of 3 runs are there; 3 left: 3 never timed\n"
         assert started.stdout.readline().startswith("probe: ")
         os.killpg(started.pid, signal.SIGINT)
     assert started.returncode != 0
 
-    assert project.run(STUDY, check=True).stdout.startswith("1 of 2 runs are there; 1 left: 1 never timed\n")
+    assert project.run(STUDY, check=True).stdout.startswith("1 of 3 runs are there; 2 left: 2 never timed\n")
     with project.path("docs/study/leaderboard.csv").open(newline="") as file:
         rows = {row["run"]: row for row in csv.DictReader(file)}
-    assert set(rows) == {"probe", "above-b6"}
+    assert set(rows) == {"probe", "nearest", "above-b6"}
     with project.path("docs/study/differences.csv").open(newline="") as file:
         apart = {row["figure"]: float(row["difference"]) for row in csv.DictReader(file) if row["run"] == "above-b6"}
     assert set(apart) == {"accuracy", "auc", "log_loss"}
@@ -70,15 +71,17 @@ def test_stopped_it_goes_on_and_another_clone_knows_what_is_done(project: Projec
         assert "probe" in {text.text for text in chart.iter("{http://www.w3.org/2000/svg}text")}
 
     shutil.rmtree(project.path("docs/study/runs/above-b6"))  # as if it had been stopped before this was copied
-    assert project.run(STUDY, check=True).stdout.startswith("1 of 2 runs are there; 1 left: 1 never timed\n")
+    assert project.run(STUDY, check=True).stdout.startswith("2 of 3 runs are there; 1 left: 1 never timed\n")
     assert project.path("docs/study/runs/above-b6/metrics.json").is_file()
 
     project.commit()
     before = project.path("docs/study/leaderboard.csv").read_bytes()
     elsewhere = project.clone(tmp_path / "elsewhere")
-    assert elsewhere.run(STUDY, check=True).stdout.startswith("2 of 2 runs are there; none left\n")
+    assert elsewhere.run(STUDY, check=True).stdout.startswith("3 of 3 runs are there; none left\n")
     assert elsewhere.path("docs/study/leaderboard.csv").read_bytes() == before
     params = elsewhere.path("docs/study/params.yaml")
     params.write_text(params.read_text().replace("C: 0.1", "C: 1.0"))
-    assert elsewhere.run(STUDY, check=True).stdout.startswith("1 of 2 runs are there; 1 left: 1 of them about 0 h")
+    assert elsewhere.run(STUDY, check=True).stdout.startswith("2 of 3 runs are there; 1 left: 1 of them about 0 h")
     assert elsewhere.path("docs/study/leaderboard.csv").read_bytes() != before
+    # Its features were extracted anew, which took another time: `nearest`, which reads them, too, is what it was.
+    assert elsewhere.run(STUDY, check=True).stdout.startswith("3 of 3 runs are there; none left\n")
