@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,23 @@ def test_a_folder_is_read_from_whatever_fsspec_knows(work: Path, protocol: str, 
     images = fetch("there", "folder", path=".", root=f"{protocol}://{root}", link=link)
     assert rows(images, "class") == [("cat/1.png", "cat"), (f"cat/{ODD}", "cat"), ("dog/2.png", "dog")]
     assert [read() for read in images.readers(range(3))] == [name.encode() for name in names]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_folder_that_a_web_server_lists_is_read_as_one_on_the_disk(work: Path, link: bool) -> None:
+    names = [f"my photos/{name}" for name in ("cat/1.png", "cat/zwei ü #?.png", "a dog/deep/3.png", "a dog/+;.png")]
+    lay_out(work, *names, "my photos/a dog/100%.png", "my photos/a dog/two%20words.png", "other/5.png")
+    here = fetch("here", "folder", path="my photos", link=link)
+    running = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(work)))
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    root = f"http://127.0.0.1:{running.server_address[1]}/my%20photos"
+    there = fetch("there", "folder", path=".", root=root, link=link)
+    read = [read() for read in there.readers(range(6))]
+    running.shutdown()
+    quoted = {"a dog/100%.png": "a dog/100%25.png", "a dog/two%20words.png": "a dog/two%2520words.png"}
+    assert [quoted.get(name, name) for name, _ in rows(here, "class")] == [name for name, _ in rows(there, "class")]
+    assert [label for _, label in rows(here, "class")] == [label for _, label in rows(there, "class")]
+    assert read == [read() for read in here.readers(range(6))]
 
 
 def test_what_is_held_elsewhere_is_not_fetched_ahead(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:

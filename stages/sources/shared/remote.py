@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import time
 from collections.abc import Iterator
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from stages.cli import UserError
 from stages.sources.shared.spelling import spellings
@@ -78,7 +78,7 @@ class Remote:
         for path in found:
             name = path.removeprefix(self._path).lstrip("/")
             if name:
-                yield name
+                yield "/".join(map(_plain, name.split("/"))) if self._quoted else name
 
     def name(self, value: str) -> str | None:
         """Return the name, from the folder on, of what is written as a name or a whole URL; None where it is outside.
@@ -119,6 +119,12 @@ class Remote:
                 failed = error
         assert failed is not None
         raise UnreadableError(f"it cannot be read: {_first_line(failed)}")
+
+
+def _plain(part: str) -> str:
+    """Return a part of a URL as a person writes it, where that, quoted, gives the part: a % begins what is quoted."""
+    plain = unquote(part)
+    return part if "%" in plain else plain
 
 
 def _first_line(error: Exception) -> str:
