@@ -13,6 +13,9 @@ T = TypeVar("T")
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO)
 """What the system also says of a file that is open already, without its name."""
+_OUT_OF_MEMORY = ("can't allocate memory", "CUDA out of memory")
+"""What torch says of it, in errors that are none of memory's."""
+_WITH_LESS = "docs/own-images.md says under Many images what takes less"
 
 
 class UserError(Exception):
@@ -60,6 +63,9 @@ def guard(function: Callable[[], Any]) -> NoReturn:
         print(told(error), file=sys.stderr)
         sys.exit(2)
     except Exception as error:
+        if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
+            print(f"memory does not suffice: {printable(str(error)) or 'all is taken'}; {_WITH_LESS}", file=sys.stderr)
+            sys.exit(2)
         # What is written by a library in Rust or C++ tells of a full disk in an error of its own.
         full = os.strerror(errno.ENOSPC)
         if full not in str(error):

@@ -14,6 +14,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from stages.backbones.engines import device
-from stages.cli import UserError, run_stage
+from stages.cli import UserError, run_stage, warn
 from stages.files import (
     COSTS,
     LEARNED,
@@ -34,6 +35,7 @@ from stages.files import (
     write_json,
     write_table,
 )
+from stages.memory import available_memory
 from stages.params import kind_module
 from stages.samples.table import read_samples
 from stages.store.activations import check_finite, read_features
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
     from stages.transfers.shared.above import Above
 
 FROZEN_PART = ("backbone.safetensors", "network.json", "features.json")
+COPIES = 8
+"""How much memory fitting a head takes for a row of features, at most and in rows (tests/benchmarks/heads.py)."""
 
 
 def finetune(name: str, run: Run) -> None:
@@ -68,6 +72,8 @@ def finetune(name: str, run: Run) -> None:
     learned = _learned(features)
     if learned:
         _check_unseen(name, run, samples, features, repeats, learned)
+    if not _streams(run):
+        _tell_memory(name, run, samples, features)
     with new_folder(MODELS / name) as folder:
         *fewer, most = run.budgets
         for budget in fewer:
@@ -104,6 +110,21 @@ def finetune(name: str, run: Run) -> None:
     write_json(COSTS / "finetune" / f"{name}.json", cost)
     if _streams(run):
         shutil.rmtree(_checkpoints(run, samples, features), ignore_errors=True)  # last: a kill costs an epoch, no more
+
+
+def _tell_memory(name: str, run: Run, samples: Samples, features: FeatureStore) -> None:
+    """Warn where what a head is fitted on may not fit into memory: the system kills without a word what takes more."""
+    most, all_views = run.budgets[-1], getattr(run.transfer, "views", None) == "all"
+    rows = sum(map(len, samples.labelled(0, ("train",), most))) if most else len(samples)
+    views = 1 if getattr(run.transfer, "views", None) == "identity" else len(features.views)
+    numbers = prod(features.shape)
+    needed = 4 * rows * numbers * (views + COPIES * (views if all_views else 1))
+    if needed > (left := available_memory()):
+        warn(
+            f"runs.{name}: {rows:,} images of {views} x {numbers:,} numbers may take {needed / 1e9:.3g} GB to fit, "
+            f"and {left / 1e9:.3g} GB of memory are left; kind: fine_tune reads them little by little, "
+            "docs/own-images.md says under Many images what else takes less"
+        )
 
 
 def _write_learned(folder: Path, run: Run, samples: Samples, earlier: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Memory that was freed is used again instead of being given back and asked for anew.
+"""What is left of memory; and how what was freed is used again instead of being given back and asked for anew.
 
 A training step frees and takes maps of some ten megabytes a hundred times, of more than a hundred where a network is
 trained from pixels. The C library may give blocks of that size back to the system, which hands out zeroed pages for the
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 # mallopt(3) of the GNU C library. Large blocks lie in the heap, too, none in a mapping of its own: 32 MiB is the most
 # that one may be asked to begin at. The memory of one arena serves the thread of the backward pass, too.
@@ -30,3 +32,17 @@ def keep_freed_memory() -> None:
         (ARENA_MAX, 1),
     ):
         mallopt(option, value)
+
+
+def available_memory() -> int:
+    """Return how many bytes this process can still take before others are swapped out, or it is killed.
+
+    A container's limit counts, where it stands in /sys/fs/cgroup (version 2).
+    """
+    import psutil
+
+    left = [int(psutil.virtual_memory().available)]
+    with suppress(OSError, ValueError):  # no such limit, or "max"
+        limit, used = (int(Path("/sys/fs/cgroup", file).read_text()) for file in ("memory.max", "memory.current"))
+        left.append(limit - used)
+    return min(left)

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
 from stages.cli import UserError, guard, printable, progress, run_stage, warn
 
@@ -90,6 +93,15 @@ def test_an_error_of_the_system_that_is_about_no_file_keeps_its_traceback(capsys
         guard(failing(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")))
     assert leave(failing(OSError(errno.EIO, "Input/output error"))) == 2
     assert capsys.readouterr().err == "a file cannot be written or read: Input/output error\n"
+
+
+def test_what_asks_for_more_memory_than_there_is_ends_in_2_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for ask in (lambda: np.empty(2**55), lambda: torch.empty(2**55), lambda: pa.allocate_buffer(2**55)):
+        assert leave(ask) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("memory does not suffice: ")
+        assert told.endswith("docs/own-images.md says under Many images what takes less\n")
+        assert told.count("\n") == 1
 
 
 def test_letters_of_all_languages_are_printable() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from stages.memory import available_memory
 
 PROGRAM = """
 import resource, sys
@@ -28,6 +32,14 @@ for _ in range(10):
     step()
 print(faults() - before)
 """
+
+
+def test_what_is_left_of_memory_is_less_than_all_and_falls_when_some_is_taken() -> None:
+    all_of_it = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    before = available_memory()
+    assert 0 < before < all_of_it
+    taken = np.ones(2**26)  # 512 MiB
+    assert available_memory() < before - taken.nbytes / 2
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the GNU C library alone has these settings")

@@ -25,7 +25,7 @@ from stages.threads import thread_count
 Pixels = dict[int, npt.NDArray[np.uint8]]
 """Of an image, for each size (C, S, S)."""
 
-LARGEST_SHARE = 0.5
+LARGEST_SHARE = 1.0
 """Pixels are kept where they take at most so much of the room that their file takes."""
 COLOURS = 3
 """Whether an image is grey is seen when it is decoded; until then it counts as a coloured one."""

@@ -139,21 +139,23 @@ def fit_shallow(
     """
     from stages.transfers.shared.platt import deal
 
+    def fit(parts: Sequence[Part], settings: Sequence[Setting]) -> tuple[Normalization, Sequence[Head], str | None]:
+        normalization, rows = prepare(params, parts, data.classes)  # given up when its heads are fitted: it is large
+        return normalization, fit_heads(rows, settings, seed), deal(rows, seed)[0] if folded else None
+
     settings = grid(params)
     chosen, choices = 0, []
     if len(settings) > 1 or not params.refit:
-        normalization, rows = prepare(params, [data.training], data.classes)
-        heads = fit_heads(rows, settings, seed)
+        normalization, heads, kept_whole = fit([data.training], settings)
         losses = [validation_loss(params, normalization, head, data) for head in heads]
         choices = [{**s, "validation_log_loss": loss} for s, loss in zip(settings, losses, strict=True)]
         chosen = int(np.argmin(losses))
         head = heads[chosen]
     if params.refit:
-        normalization, rows = prepare(params, [data.training, data.validation], data.classes)
-        (head,) = fit_heads(rows, [settings[chosen]], seed)
+        normalization, (head,), kept_whole = fit([data.training, data.validation], [settings[chosen]])
     facts = facts_of(params, data.classes, settings[chosen], choices)
     if folded:
-        facts["folds_keep_whole"] = deal(rows, seed)[0]
+        facts["folds_keep_whole"] = kept_whole
     return ShallowModel(facts, normalization, head)
 
 
@@ -196,8 +198,9 @@ def prepare(params: ShallowParams, parts: Sequence[Part], classes: list[str]) ->
 
     features = vectors.reshape(count * views, -1)
     normalization = Normalization.of(params.normalize, features, repeat(weights))
+    normalization.apply(features)
     return normalization, Rows(
-        features=normalization(features),
+        features=features,
         labels=repeat(labels),
         weights=repeat(weights),
         images=repeat(np.arange(count)),
@@ -263,9 +266,19 @@ class Normalization:
 
     def __call__(self, features: Singles) -> Singles:
         """Return normalised copies of rows (n, D)."""
-        if self.mean is not None and self.factor is not None:
-            return (features - self.mean) * self.factor
-        return unit_length(features) if self.how == "l2" else features
+        copies = features.copy()
+        self.apply(copies)
+        return copies
+
+    def apply(self, features: Singles) -> None:
+        """Normalise rows (n, D) in place."""
+        for start in range(0, len(features), ROWS_AT_ONCE):
+            rows = features[start : start + ROWS_AT_ONCE]
+            if self.mean is not None and self.factor is not None:
+                rows -= self.mean
+                rows *= self.factor
+            elif self.how == "l2":
+                rows[:] = unit_length(rows)
 
 
 def weighted_sums(weights: Floats, features: Singles, center: Singles | None = None) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -13,14 +13,18 @@ from stages.transfers.shared.several import of_label
 from stages.transfers.shared.shallow import Linear, WeightedParams, fit_shallow, logistic_heads
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import nn
 
+    from stages.transfers import Activations
     from stages.transfers.shared.above import Above
-    from stages.transfers.shared.shallow import Floats
+    from stages.transfers.shared.shallow import Floats, Indices, Singles
     from stages.transfers.shared.training import TrainingParams
 
 COSTS = [0.001, 0.01, 0.1, 1.0]
 """Values of C from which the probe is chosen on validation."""
+MOST_IMAGES = 20_000
+"""Images of a part that the probe is fitted or chosen on: more would have to lie in memory, for a start alone."""
 
 
 def start_as_probe(network: Above, data: TrainingData, params: TrainingParams, seed: int) -> None:
@@ -32,17 +36,50 @@ def start_as_probe(network: Above, data: TrainingData, params: TrainingParams, s
     import torch
 
     _settle(network, settling(network), data.training, params.batch_size)
-    vectors = [outputs(network.body.eval(), part.activations, 0) for part in (data.training, data.validation)]
+    parts = [_drawn(part, seed) for part in (data.training, data.validation)]
+    vectors = [outputs(network.body.eval(), part.activations, 0) for part in parts]
     scale = max(float(np.sqrt(vectors[0].var(axis=0).mean())), float(np.finfo(np.float32).tiny))
     training, validation = (
-        replace(part, activations=read[:, np.newaxis] / scale)
-        for read, part in zip(vectors, (data.training, data.validation), strict=True)
+        replace(part, activations=read[:, np.newaxis] / scale) for read, part in zip(vectors, parts, strict=True)
     )
     keys = _Probe(kind="logistic", normalize="none", refit=False, class_weight=params.class_weight, C=COSTS)
     weight, bias = _fitted(keys, TrainingData(data.classes, training, validation), seed)
     with torch.no_grad():
         network.head.weight.copy_(torch.from_numpy(weight.T / scale))
         network.head.bias.copy_(torch.from_numpy(bias))
+
+
+class _Drawn:
+    """Some rows of activations, read as all of them are."""
+
+    def __init__(self, activations: Activations, rows: Indices) -> None:
+        self._activations, self._rows = activations, rows
+        self.shape = (len(rows), *activations.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, where: tuple[Indices, Indices]) -> Singles:
+        rows, views = where
+        return self._activations[self._rows[rows], views]
+
+
+def _drawn(part: Part, seed: int) -> Part:
+    """Return a part, or where it is large as many images of it as are enough, of each label with it and without it."""
+    if len(part.labels) <= MOST_IMAGES:
+        return part
+    order = np.random.default_rng(seed).permutation(len(part.labels))
+    labels = part.labels[order]
+    having = labels if labels.ndim == 2 else labels[:, np.newaxis] == np.arange(part.targets.shape[1])
+    first = [np.flatnonzero(column == value)[:1] for column in having.T for value in (0, 1)]
+    rows = np.sort(order[np.union1d(np.arange(MOST_IMAGES), np.concatenate(first))])
+    return Part(
+        cast("NDArray[np.float32]", _Drawn(part.activations, rows)),
+        part.labels[rows],
+        part.targets[rows],
+        None if part.groups is None else [part.groups[row] for row in rows],
+        None if part.weights is None else part.weights[rows],
+    )
 
 
 def _fitted(keys: _Probe, data: TrainingData, seed: int) -> tuple[Floats, Floats]:

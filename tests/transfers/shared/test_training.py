@@ -153,6 +153,41 @@ def test_the_head_starts_as_a_linear_probe(data: TrainingData) -> None:
     assert nearest < 0.01
 
 
+def test_of_many_images_the_probe_is_fitted_on_some_and_on_each_class_with_the_weights_that_are_theirs(
+    data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starting, "MOST_IMAGES", 20)
+    labels = np.zeros(48, np.int64)
+    labels[[7, 31]] = 1  # 20 of 48 drawn by lot may hold neither
+    watched = Watched(data.training.activations)
+    part = replace(data.training, activations=watched, labels=labels, weights=np.arange(1.0, 49.0))
+    for seed in range(5):
+        drawn = starting._drawn(part, seed)
+        assert 20 <= len(drawn.labels) <= 22
+        assert set(drawn.labels) == {0, 1}
+        np.testing.assert_array_equal(drawn.labels, labels[(drawn.weights - 1).astype(int)])
+        rows, views = np.array([3, 0]), np.array([1, 0])
+        own = (drawn.weights[rows] - 1).astype(int)
+        np.testing.assert_array_equal(drawn.activations[rows, views], data.training.activations[own, views])
+    watched.rows.clear()
+    model = fit(params(epochs=1, train=["head"]), replace(data, training=part), 0)
+    assert len(watched.rows) <= 48 + 22  # an epoch, and those of the probe
+    assert np.isfinite(model.arrays["head.weight"]).all()
+
+
+def test_of_many_images_with_several_labels_some_have_each_label_and_some_have_not(
+    data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starting, "MOST_IMAGES", 8)
+    labels = np.zeros((48, 3), np.int64)
+    labels[5, 0] = labels[:, 1] = labels[::2, 2] = 1
+    labels[40, 1] = 0
+    for seed in range(5):
+        drawn = starting._drawn(replace(data.training, labels=labels, targets=labels.astype(np.float32)), seed)
+        assert (drawn.labels.min(axis=0) == 0).all()
+        assert (drawn.labels.max(axis=0) == 1).all()
+
+
 def test_a_training_that_is_killed_goes_on_and_ends_with_the_same_bits(
     data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
