@@ -13,9 +13,9 @@ T = TypeVar("T")
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO)
 """What the system also says of a file that is open already, without its name."""
-_OUT_OF_MEMORY = ("can't allocate memory", "CUDA out of memory")
-"""What torch says of it, in errors that are none of memory's."""
-_WITH_LESS = "docs/own-images.md says under Many images what takes less"
+_OUT_OF_MEMORY = ("can't allocate memory", "CUDA out of memory", "Failed to allocate memory")
+"""What torch and ONNX Runtime say of it, in a RuntimeError."""
+_WITH_LESS = "a smaller batch_size or image_size takes less, docs/own-images.md says under Many images what else"
 
 
 class UserError(Exception):
@@ -58,6 +58,9 @@ def guard(function: Callable[[], Any]) -> NoReturn:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            print(f"memory does not suffice: {error.strerror}; {_WITH_LESS}", file=sys.stderr)
+            sys.exit(2)
         if not is_of_a_file(error):
             raise
         print(told(error), file=sys.stderr)

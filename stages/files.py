@@ -32,7 +32,7 @@ SECONDS_BEFORE_SAYING_SO = 2
 LONGEST_NAME = 220
 """Bytes of a name that is written under a temporary one: file systems take 255, the number of a process included."""
 ROWS_IN_A_GROUP = 2**16
-"""Rows of a table that are encoded, or read, at a time."""
+"""Rows of a table that are encoded at a time."""
 LEARNED = "learned.parquet"
 """In a folder with a network that was trained here: what images it has learned from, by their pixels."""
 

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from stages.transfers.shared.above import Above
 
 FROZEN_PART = ("backbone.safetensors", "network.json", "features.json")
-COPIES = 8
+COPIES = 10
 """How much memory fitting a head takes for a row of features, at most and in rows (tests/benchmarks/heads.py)."""
 
 
@@ -114,11 +114,13 @@ def finetune(name: str, run: Run) -> None:
 
 def _tell_memory(name: str, run: Run, samples: Samples, features: FeatureStore) -> None:
     """Warn where what a head is fitted on may not fit into memory: the system kills without a word what takes more."""
-    most, all_views = run.budgets[-1], getattr(run.transfer, "views", None) == "all"
-    rows = sum(map(len, samples.labelled(0, ("train",), most))) if most else len(samples)
+    parts = ("train", "validation", *(("test",) if run.final else ()))
+    rows, most = sum(len(samples.part(0, part)) for part in parts), run.budgets[-1]
+    rows = rows if most is None else min(rows, most * len(samples.classes))
     views = 1 if getattr(run.transfer, "views", None) == "identity" else len(features.views)
     numbers = prod(features.shape)
-    needed = 4 * rows * numbers * (views + COPIES * (views if all_views else 1))
+    used = views if getattr(run.transfer, "views", None) == "all" else 1
+    needed = 4 * rows * numbers * (views + COPIES * used)
     if needed > (left := available_memory()):
         warn(
             f"runs.{name}: {rows:,} images of {views} x {numbers:,} numbers may take {needed / 1e9:.3g} GB to fit, "

@@ -34,15 +34,20 @@ def keep_freed_memory() -> None:
         mallopt(option, value)
 
 
-def available_memory() -> int:
+def available_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
     """Return how many bytes this process can still take before others are swapped out, or it is killed.
 
-    A container's limit counts, where it stands in /sys/fs/cgroup (version 2).
+    A container's limit counts (control groups of version 2), and files that lie in memory can be given up.
+    groups, own : where such limits stand, and which are this process's
     """
     import psutil
 
     left = [int(psutil.virtual_memory().available)]
-    with suppress(OSError, ValueError):  # no such limit, or "max"
-        limit, used = (int(Path("/sys/fs/cgroup", file).read_text()) for file in ("memory.max", "memory.current"))
-        left.append(limit - used)
-    return min(left)
+    with suppress(OSError, StopIteration):
+        mine = next(line[3:].lstrip("/") for line in own.read_text().splitlines() if line.startswith("0::"))
+        for folder in (groups / mine, *(groups / mine).parents):
+            with suppress(OSError, ValueError):  # no limit here: no such file, or "max"
+                limit, used = (int((folder / file).read_text()) for file in ("memory.max", "memory.current"))
+                parts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                left.append(limit - used + int(parts["inactive_file"]) + int(parts["active_file"]))
+    return max(0, min(left))

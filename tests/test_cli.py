@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import mmap
 import os
 import sys
 from collections.abc import Callable
@@ -96,11 +97,16 @@ def test_an_error_of_the_system_that_is_about_no_file_keeps_its_traceback(capsys
 
 
 def test_what_asks_for_more_memory_than_there_is_ends_in_2_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    for ask in (lambda: np.empty(2**55), lambda: torch.empty(2**55), lambda: pa.allocate_buffer(2**55)):
+    for ask in (
+        lambda: np.empty(2**55),
+        lambda: torch.empty(2**55),
+        lambda: pa.allocate_buffer(2**55),
+        lambda: mmap.mmap(-1, 2**55),
+    ):
         assert leave(ask) == 2
         told = capsys.readouterr().err
         assert told.startswith("memory does not suffice: ")
-        assert told.endswith("docs/own-images.md says under Many images what takes less\n")
+        assert told.endswith("docs/own-images.md says under Many images what else\n")
         assert told.count("\n") == 1
 
 

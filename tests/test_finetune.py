@@ -114,15 +114,21 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_head_that_may_not_fit_into_memory_is_told_before_it_is_tried(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    needed = 4 * COUNT * WIDTH * (2 + 8)  # two views are read, eight rows more are made of their mean
-    for left, told in ((needed, False), (needed - 1, True)):
-        monkeypatch.setattr("stages.finetune.available_memory", lambda left=left: left)
-        finetune("probe", make_run(repeats=1))
-        said = capsys.readouterr().err
-        assert ("warning: runs.probe: 80 images of 2 x 12 numbers may take 3.84e-05 GB to fit" in said) == told
-    finetune("probe", make_run(repeats=1, labels_per_class=[8]))  # 16 images alone
-    finetune("probe", make_run(keys={"views": "identity"}, repeats=1))
-    assert "memory" not in capsys.readouterr().err
+    def told(left: int, run: Run) -> bool:
+        monkeypatch.setattr("stages.finetune.available_memory", lambda: left)
+        finetune("probe", run)
+        return "warning: runs.probe: " in capsys.readouterr().err
+
+    one = 4 * 60 * WIDTH  # bytes of a view of all images but those of the test part
+    for left, run in (
+        (one * (2 + 10), make_run(repeats=1)),  # two views are read; ten rows more are made of their mean
+        (one * (1 + 10), make_run(keys={"views": "identity"}, repeats=1)),
+        (one * (2 + 20), make_run(keys={"views": "all"}, repeats=1)),
+        (one // 60 * 16 * (2 + 10), make_run(repeats=1, labels_per_class=[8])),
+        (one // 60 * 80 * (2 + 10), make_run(repeats=1, final=True)),
+    ):
+        assert not told(left, run)
+        assert told(left - 1, run)
 
 
 def test_each_repeat_gets_a_folder_that_is_enough_to_predict() -> None:

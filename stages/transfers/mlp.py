@@ -100,6 +100,7 @@ def _fit(params: Params, data: TrainingData, seed: int) -> ShallowModel:
     head, history = courses[best]
     epoch = int(np.argmin([row["validation_log_loss"] for row in history])) + 1
     if params.refit:
+        del rows  # before as many are made again
         normalization, rows = prepare(params, [data.training, data.validation], data.classes)
         *_, (head, _) = _epochs(params, rows, settings[best], epoch, seed)
     choices = [{**s, "validation_log_loss": loss} for s, loss in zip(settings, losses, strict=True)]

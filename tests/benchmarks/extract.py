@@ -20,6 +20,7 @@ photographs
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -82,17 +83,26 @@ class Used(NamedTuple):
     peak_mib: float
 
 
+# A process counts what the one that starts it had in memory as its own. So one that has nothing stands between.
+_BETWEEN = """
+import json, os, resource, subprocess, sys, time
+start = time.perf_counter()
+done = subprocess.run([sys.executable, "-m", *sys.argv[2:]])
+seconds, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+with open(sys.argv[1], "w") as file:
+    json.dump([seconds, used.ru_utime + used.ru_stime, used.ru_maxrss], file)
+sys.exit(done.returncode)
+"""
+
+
 def run(*command: str) -> Used:
     """Run a Python module as a process to its end."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", *command], env=environment)
-    _, status, used = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    if status:
-        raise SystemExit(f"{' '.join(command)} has failed")
-    peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Used(seconds, used.ru_utime + used.ru_stime, peak / 2**20)
+    with tempfile.NamedTemporaryFile("r") as file:
+        if subprocess.run([sys.executable, "-c", _BETWEEN, file.name, *command], env=environment).returncode:
+            raise SystemExit(f"{' '.join(command)} has failed")
+        seconds, core_seconds, peak = json.load(file)
+    return Used(seconds, core_seconds, peak * (1 if sys.platform == "darwin" else 1024) / 2**20)
 
 
 @contextmanager

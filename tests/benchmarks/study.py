@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ruamel.yaml import YAML
 
 from stages.cli import UserError, guard
 from stages.files import new_file, write_text
-from stages.params import read_params
+from stages.params import read_params, read_yaml
 from stages.scoring.charts import stand_alone
 from stages.scoring.intervals import differences
 from stages.scoring.records import read_record, write_csv
@@ -104,7 +105,7 @@ class Study:
         result hangs on that, and what a run has cost was right when it ran.
         """
         file = self.workspace / "dvc.lock"
-        lock = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {"stages": {}}
+        lock = read_yaml(file) if file.is_file() else {"stages": {}}
         costs = {out["path"]: out for stage in lock["stages"].values() for out in stage.get("outs", [])}
         stale = [
             (read, costs[read["path"]])
@@ -116,7 +117,8 @@ class Study:
         for read, cost in stale:
             read.update(cost)
         if stale:
-            write_text(file, yaml.safe_dump(lock, sort_keys=False))
+            with new_file(file) as path:
+                YAML().dump(lock, path)  # as DVC does
 
     def _is_kept(self, name: str) -> bool:
         """Whether what a run has given was copied: the study may have been stopped between the two."""

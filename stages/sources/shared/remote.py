@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import time
 from collections.abc import Iterator
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 from stages.cli import UserError
 from stages.sources.shared.spelling import spellings
@@ -122,9 +122,9 @@ class Remote:
 
 
 def _plain(part: str) -> str:
-    """Return a part of a URL as a person writes it, where that, quoted, gives the part: a % begins what is quoted."""
+    """Return a part of a URL as a person writes it, or as it is where that, quoted by `_read`, is another."""
     plain = unquote(part)
-    return part if "%" in plain else plain
+    return plain if plain.encode() == unquote_to_bytes(part) and not {"%", "/"} & set(plain) else part
 
 
 def _first_line(error: Exception) -> str:

@@ -140,8 +140,9 @@ def fit_shallow(
     from stages.transfers.shared.platt import deal
 
     def fit(parts: Sequence[Part], settings: Sequence[Setting]) -> tuple[Normalization, Sequence[Head], str | None]:
-        normalization, rows = prepare(params, parts, data.classes)  # given up when its heads are fitted: it is large
-        return normalization, fit_heads(rows, settings, seed), deal(rows, seed)[0] if folded else None
+        normalization, rows = prepare(params, parts, data.classes)  # large, and given up with their heads fitted
+        last = folded and (len(parts) > 1 or not params.refit)
+        return normalization, fit_heads(rows, settings, seed), deal(rows, seed)[0] if last else None
 
     settings = grid(params)
     chosen, choices = 0, []

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COSTS = [0.001, 0.01, 0.1, 1.0]
 """Values of C from which the probe is chosen on validation."""
 MOST_IMAGES = 20_000
-"""Images of a part that the probe is fitted or chosen on: more would have to lie in memory, for a start alone."""
+"""About so many images of a part the probe is fitted or chosen on: they lie in memory, and it is a start alone."""
 
 
 def start_as_probe(network: Above, data: TrainingData, params: TrainingParams, seed: int) -> None:
@@ -49,7 +49,7 @@ def start_as_probe(network: Above, data: TrainingData, params: TrainingParams, s
         network.head.bias.copy_(torch.from_numpy(bias))
 
 
-class _Drawn:
+class _SomeRows:
     """Some rows of activations, read as all of them are."""
 
     def __init__(self, activations: Activations, rows: Indices) -> None:
@@ -65,20 +65,20 @@ class _Drawn:
 
 
 def _drawn(part: Part, seed: int) -> Part:
-    """Return a part, or where it is large as many images of it as are enough, of each label with it and without it."""
+    """Return a part; of a large one MOST_IMAGES by lot, one with each label, and of several labels one without each."""
     if len(part.labels) <= MOST_IMAGES:
         return part
     order = np.random.default_rng(seed).permutation(len(part.labels))
-    labels = part.labels[order]
-    having = labels if labels.ndim == 2 else labels[:, np.newaxis] == np.arange(part.targets.shape[1])
-    first = [np.flatnonzero(column == value)[:1] for column in having.T for value in (0, 1)]
+    columns = part.labels[order].reshape(len(order), -1).T
+    first = [np.unique(column, return_index=True)[1] for column in columns]
     rows = np.sort(order[np.union1d(np.arange(MOST_IMAGES), np.concatenate(first))])
-    return Part(
-        cast("NDArray[np.float32]", _Drawn(part.activations, rows)),
-        part.labels[rows],
-        part.targets[rows],
-        None if part.groups is None else [part.groups[row] for row in rows],
-        None if part.weights is None else part.weights[rows],
+    return replace(
+        part,
+        activations=cast("NDArray[np.float32]", _SomeRows(part.activations, rows)),
+        labels=part.labels[rows],
+        targets=part.targets[rows],
+        groups=None if part.groups is None else [part.groups[row] for row in rows],
+        weights=None if part.weights is None else part.weights[rows],
     )
 
 
