@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,14 +185,20 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary, compression="zstd", row_group_size=ROWS_IN_A_GROUP)
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file that a stage has written; raises UserError when it is not there or not whole."""
+def read_table(path: Path, columns: list[str] | None = None, without: Collection[str] = ()) -> pa.Table:
+    """Read a Parquet file that a stage has written; raises UserError when it is not there or not whole.
+
+    columns, without : the columns to read, and those of them, or of all, not to read
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:  # pq.read_table would import pandas: half a second for every stage
-            return file.read(columns=columns)
+            names = [name for name in columns or file.schema_arrow.names if name not in without]
+            # Group by group: of lists an array holds 2**31 numbers.
+            groups = [file.read_row_group(number, columns=names) for number in range(file.num_row_groups)]
+            return pa.concat_tables(groups) if groups else file.read(columns=names)
     except FileNotFoundError:
         raise missing(path) from None
     except (pa.ArrowException, OSError) as error:

@@ -262,16 +262,17 @@ def _read(
         )
     own = None if groups is None else [groups[row] for row in rows]
     weights = None if samples.weights is None else samples.weights[rows]
+    targets = samples.targets[rows] if samples.soft else None
     own_names = [names[row] for row in rows]
     if streams:
         for _ in features.checked(at, own_names):
             pass
         # It is read like an array by those that stream, and they are the only ones to see it.
         stored = cast("NDArray[np.float32]", features.stored(at))
-        return Part(stored, samples.labels[rows], samples.targets[rows], own, weights)
+        return Part(stored, samples.labels[rows], targets, own, weights)
     activations = features.read(at, views)
     check_finite(activations, features.folder, own_names, views or features.views)
-    return Part(activations, samples.labels[rows], samples.targets[rows], own, weights)
+    return Part(activations, samples.labels[rows], targets, own, weights)
 
 
 def _write(folder: Path, model: Model, features: FeatureStore) -> None:

@@ -9,6 +9,7 @@ for, took longer to get than they saved.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -40,9 +41,10 @@ def available_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/p
     A container's limit counts (control groups of version 2), and files that lie in memory can be given up.
     groups, own : where such limits stand, and which are this process's
     """
-    import psutil
-
-    left = [int(psutil.virtual_memory().available)]
+    left = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with suppress(OSError, StopIteration):  # no such file where the system is no Linux
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        left.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))))
     with suppress(OSError, StopIteration):
         mine = next(line[3:].lstrip("/") for line in own.read_text().splitlines() if line.startswith("0::"))
         for folder in (groups / mine, *(groups / mine).parents):

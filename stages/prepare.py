@@ -27,9 +27,10 @@ from stages.samples.labels import Labels, make_labels, read_weights
 from stages.samples.order import Order, look_up_order
 from stages.samples.parts import check_groups, leaks, read_parts
 from stages.samples.pictures import contact_sheet, file_names, fitted, write_picture
-from stages.samples.splitting import join, make_strata, split, split_as_brought
+from stages.samples.splitting import check_units, join, make_strata, split, split_as_brought
 from stages.samples.table import OWN_COLUMNS, samples_table, write_samples
 from stages.sources._raw import Images, free_name, read_images
+from stages.threads import in_threads
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,7 +51,10 @@ def prepare(name: str, entry: Dataset) -> None:
     column = entry.split.column
     brought, no_part = read_parts(images.table[column], column, where) if column else (None, {})
     unusable = {**no_part, **no_weight, **labels.wrong}
-    check_usable(images, unusable, entry.max_unreadable, where)  # all of them are decoded only if it is worth it
+    # All of them are decoded only if it is worth it.
+    check_usable(images, unusable, entry.max_unreadable, where)
+    if brought is None:
+        check_classes(labels, group_names(images.samples, entry.group), entry, where)
     with new_folder(PREPARED / name) as folder:
         checked = check_images(images, folder / "thumbnails.parquet")
         unusable |= checked.wrong
@@ -128,6 +132,13 @@ def check_usable(images: Images, unusable: Mapping[int, str], limit: float, wher
             f"params.yaml: {where}: {count:,} of {total:,} images cannot be used, more than max_unreadable ({limit:g}) "
             f"allows; the first: {name}: {reason}"
         )
+
+
+def check_classes(labels: Labels, groups: pa.ChunkedArray, entry: Dataset, where: str) -> None:
+    """Raise UserError for a class that cannot be in every part, however many of its images can be used."""
+    labelled = np.flatnonzero(labels.index >= 0)
+    units = labelled if entry.group is None else numbered(groups)[labelled]
+    check_units(units, labels.take(labelled).array, labels.classes, entry.split, where)
 
 
 def why_left_out(
@@ -235,7 +246,8 @@ def write_sheets(folder: Path, images: Images, rows: Ints, labels: Labels) -> di
     for index, name in enumerate(labels.classes):
         mine = rows[labels.having(index)]
         drawn = mine[np.asarray(pc.sort_indices(hashes.take(mine)))[:ON_A_SHEET]].tolist()
-        write_picture(folder / files[name], contact_sheet([fitted(decode(images.read(row))) for row in drawn]))
+        shown = in_threads(lambda read: fitted(decode(read())), images.readers(drawn))
+        write_picture(folder / files[name], contact_sheet(list(shown)))
     return {name: f"{folder.name}/{file}" for name, file in files.items()}
 
 

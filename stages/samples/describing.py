@@ -38,19 +38,20 @@ def describe(checked: Checked, labels: Labels, part: Ints, rejected: pa.Table) -
     """
     sizes = [(f"{width} x {height}", count) for (width, height), count in _frequent(checked.size)]
     reasons = Counter(_kind(reason) for reason in rejected["reason"].to_pylist())
-    having = {name: labels.having(c) for c, name in enumerate(labels.classes)}
+    brightness: dict[str, list[float]] = {}
+    parts: dict[str, dict[str, int]] = {}
+    for number, name in enumerate(labels.classes):
+        rows = labels.having(number)
+        if rows.any():
+            brightness[name] = np.round(np.percentile(checked.brightness[rows], (5, 50, 95)), 1).tolist()
+        held = np.bincount(part[rows], minlength=len(PARTS)).tolist()
+        parts[name] = dict(zip(PARTS, held, strict=True))
     return {
         "sizes": dict(sizes[:MOST_SIZES]),
         "other_sizes": sum(count for _, count in sizes[MOST_SIZES:]),
         "modes": {MODES[mode]: count for (mode,), count in _frequent(checked.mode[:, np.newaxis])},
-        "brightness": {
-            name: np.round(np.percentile(checked.brightness[rows], (5, 50, 95)), 1).tolist()
-            for name, rows in having.items()
-            if rows.any()
-        },
-        "parts": {
-            name: {p: int(((part == i) & rows).sum()) for i, p in enumerate(PARTS)} for name, rows in having.items()
-        },
+        "brightness": brightness,
+        "parts": parts,
         "reasons": dict(reasons.most_common(MOST_REASONS)),
     }
 

@@ -69,14 +69,16 @@ def near_duplicates(appearances: Looks) -> NDArray[np.int64]:
         return np.empty((0, 2), np.int64)
     words, colours = _words(appearances), appearances[:, 32:].astype(np.int16)
     bands = words.view(np.uint16)
-    found = [np.empty((0, 2), np.int64)]
+    found = np.empty((0, 2), np.int64)
     for group in _GROUPS:
         for one, other in combinations(group, 2):
+            more = [found]
             for left, right in _candidates(bands[:, one].astype(np.uint32) * np.uint32(2**16) + bands[:, other], words):
                 near = np.bitwise_count(words[left] ^ words[right]).sum(axis=1) <= DISTANCE
                 near &= (np.abs(colours[left] - colours[right]) * 2 <= COLOUR).all(axis=1)
-                found.append(np.sort(np.stack([left[near], right[near]], axis=1), axis=1))
-    return np.unique(np.concatenate(found), axis=0)
+                more.append(np.sort(np.stack([left[near], right[near]], axis=1), axis=1))
+            found = np.unique(np.concatenate(more), axis=0)  # each time: alike in all bands, a pair is found 35 times
+    return found
 
 
 def _candidates(keys: NDArray[np.uint32], words: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], ...]]:

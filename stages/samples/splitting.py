@@ -121,8 +121,8 @@ def split(units: Ints, strata: Strata, labels: Ints, classes: Sequence[str], par
     where : the entry in params.yaml, for messages ("datasets.cells").
     Raises UserError when a class cannot be in every part, naming it and its count.
     """
+    check_units(units, labels, classes, params, where)
     having = _having(labels, len(classes))
-    _check_classes(units, having, classes, params, where)
     parts: list[Ints] = []
     for repeat, tested in enumerate(_test_parts(units, strata, having, params)):
         rng = np.random.default_rng([params.seed, 1, repeat])
@@ -357,8 +357,9 @@ def _of(having: sparse.csr_array, number: int) -> NDArray[np.bool_]:
     return mine
 
 
-def _check_classes(units: Ints, having: sparse.csr_array, classes: Sequence[str], params: Split, where: str) -> None:
-    """Refuse a class that has fewer units than would do for some in every part."""
+def check_units(units: Ints, labels: Ints, classes: Sequence[str], params: Split, where: str) -> None:
+    """Raise UserError for a class that has fewer units than would do for some in every part; see `split`."""
+    having = _having(labels, len(classes))
     share = params.test
     least = (
         3

@@ -11,7 +11,6 @@ pictures/          a contact sheet per class; dataset.json names them
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from stages.samples.checking import Checked
     from stages.samples.labels import Labels
 
+FILE = "samples.parquet"
 ROWS_AT_ONCE = 4096
 """Rows that are Python's own values at a time."""
 MOST_IN_AN_ARRAY = 2**31 - 1
@@ -44,7 +44,10 @@ OWN_COLUMNS = (
 
 @dataclass(frozen=True)
 class Samples:
-    """A prepared data set; all arrays have a row per sample, sorted by sample."""
+    """A prepared data set; all arrays have a row per sample, sorted by sample.
+
+    table : the columns of samples.parquet but `target`, which is large where there are many classes
+    """
 
     name: str
     facts: dict[str, Any]
@@ -71,6 +74,11 @@ class Samples:
         return bool(self.facts.get("multi_label", False))
 
     @property
+    def soft(self) -> bool:
+        """Whether the targets say more than the labels do."""
+        return self.multi_label or self.facts["entry"]["label"]["soft"] is not None
+
+    @property
     def labels(self) -> NDArray[np.int64]:
         """(samples,) the class of each, as an index; of several labels (samples, classes), 1 for those that it has."""
         if self.multi_label:
@@ -79,8 +87,9 @@ class Samples:
 
     @property
     def targets(self) -> NDArray[np.float32]:
-        """(samples, classes) how much each belongs to each class."""
-        flat = [chunk.flatten().to_numpy() for chunk in self.table["target"].chunks]
+        """(samples, classes) how much each belongs to each class; read from the file."""
+        column = read_table(PREPARED / self.name / FILE, ["target"])["target"]
+        flat = [chunk.flatten().to_numpy() for chunk in column.chunks]
         return np.concatenate([*flat, np.empty(0, np.float32)]).reshape(len(self), len(self.classes))
 
     @property
@@ -125,14 +134,18 @@ class Samples:
     def _first(self, rows: NDArray[np.int64], repeat: int, count: int) -> NDArray[np.int64]:
         hashes, labels = self.image_hashes, self.labels
         order = sorted(rows.tolist(), key=lambda row: hash_bytes(f"{repeat} {hashes[row]}".encode()))
-        chosen = [[row for row in order if labels[row] == c][:count] for c in range(len(self.classes))]
-        return np.array(sorted(itertools.chain.from_iterable(chosen)), np.int64)
+        chosen, left = [], dict.fromkeys(range(len(self.classes)), count)
+        for row, label in zip(order, labels[order].tolist(), strict=True):
+            if left[label] > 0:
+                chosen.append(row)
+                left[label] -= 1
+        return np.array(sorted(chosen), np.int64)
 
 
 def read_samples(name: str) -> Samples:
     """Read a prepared data set; raises UserError when it is not there."""
     facts = read_json(PREPARED / name / "dataset.json")
-    table = read_table(PREPARED / name / "samples.parquet")
+    table = read_table(PREPARED / name / FILE, without=["target"])
     parts = [table[f"split_{repeat}"].to_numpy() for repeat in range(facts["repeats"])]
     return Samples(name, facts, table, parts)
 
@@ -203,7 +216,7 @@ def write_samples(
     folder: Path, name: str, entry: Dataset, labels: Labels, table: pa.Table, rejected: pa.Table, **more: Any
 ) -> None:
     """Write samples.parquet, rejected.parquet and dataset.json; `more` are further facts for the latter."""
-    write_table(folder / "samples.parquet", table)
+    write_table(folder / FILE, table)
     write_table(folder / "rejected.parquet", rejected)
     groups = None if entry.group is None else len(table["group"].unique())
     facts = {

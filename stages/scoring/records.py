@@ -7,7 +7,7 @@
     confusion.csv           truth, predicted, images
     roc.csv, precision_recall.csv, reliability.csv     points of the curves
 
-None of them holds a pixel. Undefined figures are null. Above MOST_ROWS test images, outcomes.parquet holds what the
+None of them holds a pixel. Undefined figures are null. Of many test images, or classes, outcomes.parquet holds what the
 figures would be without one of 256 buckets of images (or groups) each: as much as a comparison needs.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RUNS = REPORTS / "runs"
-MOST_ROWS = 50_000
+MOST_ROWS, MOST_NUMBERS = 50_000, 5_000_000
 PLOTS = ("confusion", "roc", "precision_recall", "reliability")
 
 
@@ -130,8 +130,8 @@ def flat(estimates: Mapping[str, Estimate]) -> dict[str, float | None]:
 
 
 def write_outcomes(path: Path, outcomes: Outcomes | Replicates, facts: Mapping[str, Any]) -> None:
-    """Write outcomes.parquet; more than MOST_ROWS rows become figures with buckets left out."""
-    if isinstance(outcomes, Outcomes) and len(outcomes) > MOST_ROWS:
+    """Write outcomes.parquet; more than MOST_ROWS rows, or MOST_NUMBERS, become figures with buckets left out."""
+    if isinstance(outcomes, Outcomes) and (len(outcomes) > MOST_ROWS or outcomes.probabilities.size > MOST_NUMBERS):
         outcomes = left_out(outcomes)
     table = outcomes_table(outcomes) if isinstance(outcomes, Outcomes) else _left_out_table(outcomes)
     write_table(path, table.replace_schema_metadata({b"run": json.dumps(facts, ensure_ascii=False).encode()}))

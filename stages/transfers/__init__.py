@@ -50,14 +50,14 @@ class Part:
     activations : (n, views, *shape at the cut), the view identity first; a kind that streams reads them by
         activations[rows, views]
     labels : (n,) the class of each sample, as an index; of several labels (n, classes), 1 for those that it has
-    targets : (n, classes) how much each belongs to each class
+    targets : (n, classes) how much each belongs to each class; None where the labels say it all
     groups : (n,) names of what must stay together, or None where the data set has no groups
     weights : (n,) how much each sample counts; None where all count alike, as one
     """
 
     activations: NDArray[np.float32]
     labels: NDArray[np.int64]
-    targets: NDArray[np.float32]
+    targets: NDArray[np.float32] | None
     groups: list[str] | None
     weights: NDArray[np.float64] | None = None
 

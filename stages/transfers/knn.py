@@ -64,8 +64,7 @@ class Neighbours(Head):
     def _logits(self, features: Singles) -> Floats:
         cosines = (unit_length(features) @ self.stored.T).astype(np.float64)
         k = min(int(self.k), len(self.stored))
-        # Of equally near ones the first: a full, stable sort, so that the answer does not depend on the algorithm.
-        nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+        nearest = _nearest(cosines, k)
         near = np.take_along_axis(cosines, nearest, axis=1)
         votes = np.exp((near - near[:, :1]) / self.temperature) if self.temperature > 0 else np.ones_like(near)
         own = self.labels[nearest]
@@ -76,6 +75,16 @@ class Neighbours(Head):
     def trained_parameters(self) -> int:
         """Samples are kept, nothing is trained."""
         return 0
+
+
+def _nearest(cosines: Floats, k: int) -> Indices:
+    """Return the k largest of each row (n, m), the largest first; of equal ones the first, whatever the algorithm."""
+    least = np.partition(cosines, -k, axis=1)[:, -k, np.newaxis]
+    found = np.empty((len(cosines), k), np.int64)
+    for row, among in enumerate(cosines >= least):
+        near = np.flatnonzero(among)
+        found[row] = near[np.argsort(-cosines[row, near], kind="stable")[:k]]
+    return found
 
 
 load = Neighbours.load

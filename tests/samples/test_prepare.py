@@ -15,7 +15,7 @@ from PIL import Image
 
 from stages.cli import UserError
 from stages.fetch import fetch
-from stages.files import RAW
+from stages.files import RAW, read_table
 from stages.params import Dataset
 from stages.prepare import prepare
 from stages.samples.table import Samples, read_samples
@@ -57,7 +57,8 @@ def table_source(cells: list[Path], **columns: list[Any]) -> None:
 
 def test_a_row_per_image_with_what_is_known_about_it(cells: list[Path]) -> None:
     photos(cells)
-    table = run().table
+    run()
+    table = read_table(Path("data/prepared/cells/samples.parquet"))
     assert table.column_names == [
         *("sample", "image_hash", "pixel_hash", "width", "height", "mode", "group", "label", "target"),
         *("split_0", "split_1", "split_2", "split_3", "class"),
@@ -107,12 +108,19 @@ def test_more_than_an_array_of_arrow_may_hold_is_written_and_read_in_pieces(
 ) -> None:
     photos(cells)
     whole = run()
-    monkeypatch.setattr("stages.samples.table.MOST_IN_AN_ARRAY", 320)  # five hashes, 160 rows of two classes
-    assert run(name="pieces").table.equals(whole.table)
-    monkeypatch.setattr("stages.samples.table.MOST_IN_AN_ARRAY", 64)
-    in_pieces = run(name="smaller-pieces")
-    assert in_pieces.table.equals(whole.table)
-    np.testing.assert_array_equal(in_pieces.targets, whole.targets)
+    table = read_table(Path("data/prepared/cells/samples.parquet"))
+    for name, most in (("pieces", 320), ("smaller-pieces", 64)):  # of five hashes, 160 rows of two classes; of one
+        monkeypatch.setattr("stages.samples.table.MOST_IN_AN_ARRAY", most)
+        in_pieces = run(name=name)
+        assert in_pieces.table.equals(whole.table)
+        assert read_table(Path(f"data/prepared/{name}/samples.parquet")).equals(table)
+        np.testing.assert_array_equal(in_pieces.targets, whole.targets)
+    monkeypatch.setattr("stages.files.ROWS_IN_A_GROUP", 7)
+    in_groups = run(name="groups")
+    assert pq.read_metadata("data/prepared/groups/samples.parquet").num_row_groups == 4
+    assert in_groups.table.equals(whole.table)
+    np.testing.assert_array_equal(in_groups.targets, whole.targets)
+    assert in_groups.facts["content_hash"] == whole.facts["content_hash"]
 
 
 def test_facts_tell_classes_counts_and_the_entry(cells: list[Path]) -> None:
@@ -488,12 +496,24 @@ def test_rows_whose_cells_say_nothing_known_are_rejected_and_count_as_unreadable
 
 
 def test_images_none_of_which_can_be_used_are_an_error_that_says_why(cells: list[Path]) -> None:
-    for name in ("a/1.png", "b/1.png"):
-        (Path("photos") / name).parent.mkdir(parents=True)
+    for name in (f"{label}/{number}.png" for label in "ab" for number in range(4)):
+        (Path("photos") / name).parent.mkdir(parents=True, exist_ok=True)
         (Path("photos") / name).write_bytes(cells[0].read_bytes()[:100])
     refetch()
-    with pytest.raises(UserError, match="data/raw/photos: no image can be used; the first of 2: image file is truncat"):
+    with pytest.raises(UserError, match="data/raw/photos: no image can be used; the first of 8: image file is truncat"):
         run(max_unreadable=1.0)
+
+
+def test_a_class_of_too_few_images_is_refused_before_any_is_decoded(
+    cells: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos(cells)
+    for path in sorted(Path("photos/sound").iterdir())[2:]:
+        path.unlink()
+    refetch()
+    monkeypatch.setattr("stages.samples.checking.decode", lambda _: pytest.fail("decoded"))
+    with pytest.raises(UserError, match="the class sound has 2 samples; to have some in every part it takes 4"):
+        run()
 
 
 def test_a_class_whose_images_are_all_broken_is_an_error(cells: list[Path]) -> None:

@@ -136,10 +136,13 @@ def test_outcomes_name_their_classes_and_the_run_for_whoever_opens_the_file() ->
     assert table.replace_schema_metadata(None).equals(outcomes_table(outcomes))
 
 
-def test_of_many_images_a_comparison_is_kept_and_not_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "most"), [("MOST_ROWS", 2999), ("MOST_NUMBERS", 5999)])
+def test_of_many_images_a_comparison_is_kept_and_not_each_image(
+    limit: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outcomes = {run: make_outcomes(seed, 3000, groups=False) for run, seed in (("a", 0), ("b", 1))}
     rows = differences(outcomes["a"], {"b": outcomes["b"]})["b"]
-    monkeypatch.setattr(records, "MOST_ROWS", 2999)
+    monkeypatch.setattr(records, limit, most)
     for run, of in outcomes.items():
         write_record(make_record(run, of), plot_rows(of))
     kept = {run: read_record(run).outcomes for run in outcomes}

@@ -125,6 +125,14 @@ def test_knn_has_the_neighbours_of_scikit_learn() -> None:
     np.testing.assert_allclose(found, (votes + share) / 8, rtol=1e-6)
 
 
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_of_equally_near_neighbours_the_first_vote(k: int) -> None:
+    from stages.transfers.knn import _nearest
+
+    cosines = np.random.default_rng(0).integers(0, 4, (50, 20)) / 4.0  # each number about five times
+    np.testing.assert_array_equal(_nearest(cosines, k), np.argsort(-cosines, axis=1, kind="stable")[:, :k])
+
+
 def test_knn_votes_fade_with_the_cosine() -> None:
     """Two stored samples at cosines 1 and 0, temperature 0.5: votes 1 and exp(-2), and one vote of the shares."""
     activations = np.array([[1, 0], [0, 1]], np.float32)[:, None]

@@ -93,5 +93,6 @@ def of_label(params: Transfer, data: TrainingData, at: int) -> tuple[Transfer, T
 
 
 def _with_or_without(part: Part, at: int) -> Part:
+    assert part.targets is not None
     targets = part.targets[:, at]
     return replace(part, labels=part.labels[:, at], targets=np.stack([1 - targets, targets], axis=1))

@@ -76,7 +76,7 @@ def _drawn(part: Part, seed: int) -> Part:
         part,
         activations=cast("NDArray[np.float32]", _SomeRows(part.activations, rows)),
         labels=part.labels[rows],
-        targets=part.targets[rows],
+        targets=None if part.targets is None else part.targets[rows],
         groups=None if part.groups is None else [part.groups[row] for row in rows],
         weights=None if part.weights is None else part.weights[rows],
     )

@@ -443,13 +443,21 @@ class _Images:
         self._parts, self._ends = parts, np.cumsum([len(part.labels) for part in parts])
         self.side, self.multi_label = int(parts[0].activations.shape[-1]), data.multi_label
         self.count, self.views = int(self._ends[-1]), parts[0].activations.shape[1] if params.views == "all" else 1
-        labels = np.concatenate([part.labels for part in parts])
-        hard = labels if data.multi_label else np.eye(len(data.classes), dtype=np.float32)[labels]
-        targets = np.concatenate([part.targets for part in parts]) if params.soft_labels else hard
-        smooth, spread_over = params.label_smoothing, 2 if data.multi_label else len(data.classes)
-        self.targets = (targets * (1 - smooth) + smooth / spread_over).astype(np.float32)
+        self._labels, self._classes = np.concatenate([part.labels for part in parts]), len(data.classes)
+        soft = [part.targets for part in parts if params.soft_labels and part.targets is not None]
+        self._soft, self._smooth = np.concatenate(soft) if soft else None, params.label_smoothing
         weights = _weights(params, data, parts, parts)
         self.weights = (weights / weights.mean()).astype(np.float32)
+
+    def targets(self, rows: Indices) -> NDArray[np.float32]:
+        """Return what is aimed at for some images (n, classes)."""
+        own, spread_over = self._labels[rows], 2 if self.multi_label else self._classes
+        if self._soft is not None:
+            own = self._soft[rows]
+        elif not self.multi_label:
+            own = (own[:, np.newaxis] == np.arange(self._classes)).astype(np.float32)
+        aimed: NDArray[np.float32] = (own * (1 - self._smooth) + self._smooth / spread_over).astype(np.float32)
+        return aimed
 
     def read(self, drawn: tuple[Indices, Indices]) -> NDArray[np.float32]:
         """Return the activations (n, *shape) of some images, each in one view."""
@@ -493,7 +501,7 @@ def _epoch(
     augment = augmentation(params.augment, images.side) if params.augment else None
     for (rows, _), activations in shown:
         pixels = torch.from_numpy(activations) if augment is None else augment(torch.from_numpy(activations))
-        inputs, targets = channels_last(pixels).to(where), torch.from_numpy(images.targets[rows]).to(where)
+        inputs, targets = channels_last(pixels).to(where), torch.from_numpy(images.targets(rows)).to(where)
         weights = torch.from_numpy(images.weights[rows]).to(where)
         inputs, targets, weights = mixed(inputs, targets, weights, params.mixup, params.cutmix, params.jitter)
         step_size = rate(params, course.steps, per_epoch)
