@@ -59,8 +59,8 @@ if TYPE_CHECKING:
     from stages.transfers.shared.above import Above
 
 FROZEN_PART = ("backbone.safetensors", "network.json", "features.json")
-COPIES = 10
-"""How much memory fitting a head takes for a row of features, at most and in rows (tests/benchmarks/heads.py)."""
+COPIES, BYTES_OF_A_CLASS = 10, 50
+"""How much memory fitting a head takes for a row of features: in rows, and beside that for each class, at most."""
 
 
 def finetune(name: str, run: Run) -> None:
@@ -120,7 +120,7 @@ def _tell_memory(name: str, run: Run, samples: Samples, features: FeatureStore) 
     views = 1 if getattr(run.transfer, "views", None) == "identity" else len(features.views)
     numbers = prod(features.shape)
     used = views if getattr(run.transfer, "views", None) == "all" else 1
-    needed = 4 * rows * numbers * (views + COPIES * used)
+    needed = rows * (4 * numbers * (views + COPIES * used) + BYTES_OF_A_CLASS * len(samples.classes) * used)
     if needed > (left := available_memory()):
         warn(
             f"runs.{name}: {rows:,} images of {views} x {numbers:,} numbers may take {needed / 1e9:.3g} GB to fit, "

@@ -119,13 +119,13 @@ def test_a_head_that_may_not_fit_into_memory_is_told_before_it_is_tried(
         finetune("probe", run)
         return "warning: runs.probe: " in capsys.readouterr().err
 
-    one = 4 * 60 * WIDTH  # bytes of a view of all images but those of the test part
+    one, classes = 4 * WIDTH, 50 * 2  # bytes of a view, and of what the classes take
     for left, run in (
-        (one * (2 + 10), make_run(repeats=1)),  # two views are read; ten rows more are made of their mean
-        (one * (1 + 10), make_run(keys={"views": "identity"}, repeats=1)),
-        (one * (2 + 20), make_run(keys={"views": "all"}, repeats=1)),
-        (one // 60 * 16 * (2 + 10), make_run(repeats=1, labels_per_class=[8])),
-        (one // 60 * 80 * (2 + 10), make_run(repeats=1, final=True)),
+        (60 * (one * (2 + 10) + classes), make_run(repeats=1)),  # two views are read; ten rows more are of their mean
+        (60 * (one * (1 + 10) + classes), make_run(keys={"views": "identity"}, repeats=1)),
+        (60 * (one * (2 + 20) + 2 * classes), make_run(keys={"views": "all"}, repeats=1)),
+        (16 * (one * (2 + 10) + classes), make_run(repeats=1, labels_per_class=[8])),
+        (80 * (one * (2 + 10) + classes), make_run(repeats=1, final=True)),
     ):
         assert not told(left, run)
         assert told(left - 1, run)
