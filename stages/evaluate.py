@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.cli import UserError, printable, run_stage
+from stages.cli import UserError, printable, run_stage, warn
 from stages.files import COSTS, EVALUATIONS, MODELS, PREPARED, new_folder, read_json, write_table
 from stages.memory import keep_freed_memory
 from stages.params import Run
 from stages.samples.labels import names
+from stages.samples.order import Order, look_up
 from stages.samples.pictures import contact_sheet, write_picture
 from stages.samples.table import Samples, read_samples
 from stages.samples.thumbnails import SIDE, read_thumbnails
@@ -35,9 +36,12 @@ from stages.scoring.records import Record, flat, outcomes_table, write_record
 from stages.scoring.wording import FIGURE_NAMES
 from stages.store.activations import FeatureStore, read_features
 from stages.store.models import Model, read_model
+from stages.transfers.shared.shallow import unit_length
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from stages.transfers.shared.shallow import Singles
 
 MOST_SLICES = 30
 """Values of a column up to which each is looked at alone; of more, ranges of numbers, and the most frequent words."""
@@ -59,6 +63,12 @@ def evaluate(name: str, entry: Run) -> None:
         draw_pictures(folder / "pictures", outcomes, plots)
         draw_mistakes(folder / "pictures" / "mistakes.png", entry.dataset, outcomes)
     details = describe(samples, rows, outcomes, of_classes)
+    order = look_up_order(samples, features)
+    if order is not None:
+        details["order"] = order._asdict()
+        told = samples.facts.get("order")
+        if order.tells and not (told and Order(**told).tells):  # prepare has not said so
+            warn(f"{entry.dataset}: {order.hint('is by its features', samples.facts['entry']['group'])}")
     details["labels"] = dict(curve(name, samples, features, run, figures))
     record = Record(
         run=name,
@@ -75,6 +85,26 @@ def evaluate(name: str, entry: Run) -> None:
     )
     write_record(record, plots)
     print(printable(summary(record, figures)))
+
+
+def look_up_order(samples: Samples, features: FeatureStore) -> Order | None:
+    """Look up how often the image most like a test image of the first repeat, by features, stands near it.
+
+    None where what is stored are no vectors: of maps it would take long to read so many.
+    """
+    at = features.rows(samples.image_hashes)
+    if len(features.shape) > 1 or (at < 0).any():
+        return None
+
+    def apart(row: int, others: Integers) -> Singles:
+        vectors = unit_length(features.read(at[[row, *others]], features.views[:1])[:, 0])
+        found: Singles = -(vectors[1:] * vectors[0]).sum(axis=1)  # cosines; a matrix product's bits would vary
+        return found
+
+    labels = samples.labels if samples.labels.ndim == 1 else np.unique(samples.labels, axis=0, return_inverse=True)[1]
+    part = np.ones(len(samples), np.int64)
+    part[samples.part(0, "train")], part[samples.part(0, "test")] = 0, 2
+    return look_up(apart, labels.reshape(-1), part)
 
 
 def curve(

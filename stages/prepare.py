@@ -294,12 +294,7 @@ def tell_near_duplicates(table: pa.Table, pairs: Ints, entry: Dataset) -> None:
 def tell_order(name: str, order: Order, group: str | None) -> None:
     """Say where the order of the images tells which look alike across training and test."""
     if order.tells:
-        kept = f"group: {group} does not keep it together" if group else "name what it shares as group"
-        warn(
-            f"{name}: for {order.share:.0%} of {order.tested:,} test images the training image that looks most like "
-            f"them stands near them in the order of names, and 50% is chance: what stands together may belong "
-            f"together; {kept}"
-        )
+        warn(f"{name}: {order.hint('looks', group)}")
 
 
 def contradictions_table(differing: Sequence[Contradiction]) -> pa.Table:

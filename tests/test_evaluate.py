@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,7 +18,7 @@ from PIL import Image
 from sklearn import metrics as reference
 
 from stages.cli import UserError
-from stages.evaluate import evaluate, into_slices
+from stages.evaluate import evaluate, into_slices, look_up_order
 from stages.files import write_json
 from stages.params import Dataset, Label, Run, Split, Transfer
 from stages.prepare import prepare
@@ -177,7 +179,7 @@ def test_figures_are_means_over_repeats_of_what_scikit_learn_finds_in_the_predic
     assert found["image_hash"] == [hashes[name] for name in found["sample"]]
 
 
-def test_only_rows_of_the_test_part_are_read(samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_given_rows_of_the_test_part_alone(samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[list[int]] = []
     whole = FeatureStore.read
 
@@ -189,7 +191,50 @@ def test_only_rows_of_the_test_part_are_read(samples: Samples, monkeypatch: pyte
     evaluate("svm", RUN)
     store = FeatureStore(Path("data/features/plain"))
     hashes = samples.image_hashes
-    assert read == [store.rows([hashes[row] for row in samples.part(r, "test")]).tolist() for r in range(4)]
+    assert read[:4] == [store.rows([hashes[row] for row in samples.part(r, "test")]).tolist() for r in range(4)]
+    test, training = (set(store.rows([hashes[row] for row in samples.part(0, p)]).tolist()) for p in ("test", "train"))
+    for one, *others in read[4:]:  # what stands near and what is elsewhere: see samples/order.py
+        assert one in test
+        assert set(others) <= training
+
+
+def write_features_along_the_order(samples: Samples) -> None:
+    """Write features of which neighbours in the order of names have nearly the same."""
+    shutil.rmtree("data/features/plain")
+    place = {image_hash: row for row, image_hash in enumerate(samples.image_hashes)}
+    hashes = sorted(place)
+    angles = np.array([place[h] for h in hashes]) / len(hashes) * np.pi
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)[:, np.newaxis].astype(np.float32)
+    facts = {"features": "plain", "images": "photos", "views": ["identity"], "shape": [2], "dtype": "float32"}
+    folder = Path("data/raw/net")
+    write_features(Path("data/features/plain"), {**facts, "operations": 1}, hashes, {}, [rows], [], folder)
+
+
+def test_features_that_tell_the_order_of_images_are_told_where_looks_do_not(
+    samples: Samples, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path("data/prepared/cells/dataset.json")
+    write_json(file, {**samples.facts, "order": {"near": 15.0, "tested": 30}})
+    capsys.readouterr()
+    evaluate("svm", RUN)
+    assert capsys.readouterr().err == ""
+    write_features_along_the_order(samples)
+    evaluate("svm", RUN)
+    found = read_record("svm").details["order"]
+    assert found["tested"] == len(samples.part(0, "test"))
+    assert found["near"] > 0.9 * found["tested"]
+    said = capsys.readouterr().err
+    assert said.startswith("warning: cells: for ")
+    assert "test images the training image that is by its features most like them stands near them" in said
+    assert said.endswith("group: module does not keep it together\n")
+    write_json(file, {**samples.facts, "order": found})
+    evaluate("svm", RUN)
+    assert capsys.readouterr().err == ""  # prepare has said so
+
+
+def test_of_maps_no_order_is_looked_up(samples: Samples) -> None:
+    store = SimpleNamespace(shape=(8, 4, 4), rows=lambda hashes: np.arange(len(hashes)))
+    assert look_up_order(samples, cast("FeatureStore", store)) is None
 
 
 def test_fewer_repeats_than_the_data_set_has_are_scored_alone(samples: Samples) -> None:

@@ -9,14 +9,14 @@ spread over both parts, it is mostly among the former.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from stages.samples.duplicates import distances
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -50,12 +50,26 @@ class Order(NamedTuple):
         sure = (self.share - 0.5) * 2 * math.sqrt(self.tested) >= LEAST_DEVIATIONS
         return self.tested >= FEWEST_TESTED and self.share >= LEAST_SHARE and sure
 
+    def hint(self, most_like: str, group: str | None) -> str:
+        """Say what was found; most_like : what the likeness of the training image is told by."""
+        kept = f"group: {group} does not keep it together" if group else "name what it shares as group"
+        return (
+            f"for {self.share:.0%} of {self.tested:,} test images the training image that {most_like} most like "
+            f"them stands near them in the order of names, and 50% is chance: what stands together may belong "
+            f"together; {kept}"
+        )
+
 
 def look_up_order(appearances: Looks, labels: Ints, part: Ints) -> Order:
+    """Look up how often likeness stands near, by looks; appearances : see duplicates.py, in the order of names."""
+    return look_up(lambda row, others: distances(appearances[row], appearances[others]), labels, part)
+
+
+def look_up(apart: Callable[[int, Ints], NDArray[Any]], labels: Ints, part: Ints) -> Order:
     """Look up how often likeness stands near.
 
-    appearances : see duplicates.py, in the order of names; labels : of each image, as an index; part : 0 is training,
-    2 is test
+    apart : how far an image is from others, given by their rows, which are in the order of names
+    labels : of each image, as an index; part : 0 is training, 2 is test
     """
     lot = np.random.default_rng(0)
     training = [np.flatnonzero((part == 0) & (labels == c)) for c in range(int(labels.max(initial=-1)) + 1)]
@@ -66,7 +80,7 @@ def look_up_order(appearances: Looks, labels: Ints, part: Ints) -> Order:
         here, elsewhere = _pairs(around[part[around] == 0], row, labels, training, lot)
         if not len(here):
             continue
-        found = distances(appearances[row], appearances[np.concatenate([here, elsewhere])])
+        found = apart(row, np.concatenate([here, elsewhere]))
         one, other = found[: len(here)].min(), found[len(here) :].min()
         near += 1.0 if one < other else 0.5 if one == other else 0.0
         looked_up += 1

@@ -50,7 +50,15 @@ def data_section(
     return {
         "name": d.name,
         "facts": [(k, v) for k, v in _data_facts(d, dataset.images, facts, params) if v],
-        "leakage": _leakage(facts, dataset),
+        "leakage": _leakage(
+            facts,
+            dataset,
+            {
+                params.runs[name].features: Order(**records[name].details["order"])
+                for name in d.runs
+                if "order" in records[name].details
+            },
+        ),
         "counted": "images" if "counts" in facts else "test images of all repeats",
         **_class_table(counts, facts["samples"] if facts.get("multi_label") else sum(counts.values()), facts),
         "pictures": [p for p in sheets if p is not None],
@@ -193,20 +201,28 @@ def _of_the_first(dataset: Dataset) -> str:
     return " of the first split" if dataset.split.repeats > 1 else ""
 
 
-def _leakage(facts: Mapping[str, Any], dataset: Dataset) -> str | None:
-    """Say what leaks into the test part, by pixels, by looks and by the order of names (see samples/order.py)."""
+def _leakage(facts: Mapping[str, Any], dataset: Dataset, in_features: Mapping[str, Order]) -> str | None:
+    """Say what leaks into the test part, by pixels, by looks and by the order of names (see samples/order.py).
+
+    in_features : what the features of runs say of the order, by their names
+    """
     found = []
     if "leakage" in facts:
         copies, alike = facts["leakage"]["same_pixels"], facts["leakage"]["test_images"]
         left_out = f"{copies:,} images, left out because a later part holds them"
         tested = f"{alike:,} test images look like one in another part{_of_the_first(dataset)}"
         found += [f"by pixels: {left_out if copies else 'none'}", f"by looks: {tested if alike else 'none'}"]
-    order = Order(**facts["order"]) if "order" in facts else Order(0.0, 0)
-    if order.tested:
-        of = unbroken(f"for {order.share * 100:.0f} % of {order.tested:,} test images, where 50 % is chance")
-        near = f"the training image that looks most like a test image stands near it {of}"
-        what = f"{dataset.group} does not keep it together" if dataset.group else "name what it shares as group"
-        found.append(f"by order: likely, {near}; {what}" if order.tells else f"by order: none seen, {near}")
+    orders = [("order", "that looks most like", Order(**facts["order"]))] if "order" in facts else []
+    if in_features:
+        features = max(in_features, key=lambda name: in_features[name].share)
+        orders.append((f"order in the features {features}", "nearest to", in_features[features]))
+    for by, most_like, order in orders:
+        if order.tested:
+            of = unbroken(f"for {order.share * 100:.0f} % of {order.tested:,} test images, where 50 % is chance")
+            near = f"the training image {most_like} a test image stands near it {of}"
+            found.append(f"by {by}: {'likely' if order.tells else 'none seen'}, {near}")
+    if any(order.tells for _, _, order in orders):
+        found.append(f"{dataset.group} does not keep it together" if dataset.group else "name what it shares as group")
     return "; ".join(found) or None
 
 

@@ -44,7 +44,8 @@ class Record:
     metrics : FIGURES or LABEL_FIGURES, each with _low, _high and _sd, None where undefined; repeats, images, groups
     details : {"classes": [{"class", "images", figures}], "slices": [{"column", "value", "images", figures}],
         "not_sliced": [{"column", "values": how many have no slice of their own}],
-        "labels": {budget: {"labels", figures}}, few to many, empty where the run has one budget}
+        "labels": {budget: {"labels", figures}}, few to many, empty where the run has one budget,
+        "order": {"near", "tested"}, see samples/order.py, where features are vectors}
     cost : numbers, None where unknown
     outcomes : the rows, or for many test images the figures with buckets left out; intervals.differences takes both
     """
@@ -98,6 +99,7 @@ def _keyed(details: Mapping[str, Any]) -> dict[str, Any]:
         "slices": slices,
         "not_sliced": {e["column"]: {"values": e["values"]} for e in details["not_sliced"]},
         "labels": details["labels"],
+        **({"order": details["order"]} if "order" in details else {}),
     }
 
 
@@ -112,6 +114,7 @@ def _listed(content: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "not_sliced": [{"column": column, **entry} for column, entry in content["not_sliced"].items()],
         "labels": dict(content["labels"]),
+        **({"order": content["order"]} if "order" in content else {}),
     }
 
 

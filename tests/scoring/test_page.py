@@ -274,6 +274,24 @@ def test_near_duplicates_and_copies_on_both_sides_are_said_to_be_there(
     )
 
 
+def test_of_several_features_those_are_named_in_which_the_order_of_images_shows_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_json(Path("data/prepared/cells/dataset.json"), {"order": {"near": 30.0, "tested": 60}})
+    for run, near in (("probe", 40.0), ("svm", 59.0), ("tuned", None)):
+        record = make_record(run, make_outcomes(np.arange(80) % 5 > 0))
+        record.details.update({} if near is None else {"order": {"near": near, "tested": 60}})
+        write_made_up(record)
+    runs = {"probe": ("cells", "lite0", "logistic"), "svm": ("cells", "inner", "svm"), "tuned": ("cells", "b4", "mlp")}
+    compare(make_params(runs))
+    assert leakage_in(data_section("cells")) == (
+        "by order: none seen, the training image that looks most like a test image stands near it for 50 % of 60 test "
+        "images, where 50 % is chance; by order in the features inner: likely, the training image nearest to a test "
+        "image stands near it for 98 % of 60 test images, where 50 % is chance; name what it shares as group"
+    )
+
+
 def sheet_greys(alt: str) -> list[int]:
     """Return the grey in the middle of each picture of a contact sheet of one row."""
     found = re.search(f'src="data:image/webp;base64,([^"]+)"[^>]*alt="{alt}"', Path("reports/report.html").read_text())
