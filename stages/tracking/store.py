@@ -191,6 +191,7 @@ def import_mlflow() -> None:
     import mlflow  # noqa: F401
 
     logging.getLogger("alembic").setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)  # the traceback of an error that is raised, too
 
 
 @contextmanager
@@ -202,7 +203,9 @@ def told_in_one_line(store: Store) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        # SQLAlchemy may begin by saying what it was doing.
+        lines = (line for line in str(error).strip().splitlines() if not line.startswith("(raised as a result of"))
+        reason = next(lines, type(error).__name__)
         raise StoreError(f"{store.shown}: {reason}") from error
 
 

@@ -133,6 +133,29 @@ def test_where_mlflow_s_artifacts_cannot_be_written_results_wait(mount: str, fin
 
 
 @pytest.mark.usefixtures("may_mount")
+@pytest.mark.parametrize("known", [True, False], ids=["a store that is there", "a new one"])
+def test_where_the_store_s_own_disk_is_full_results_wait(known: bool, finished: Project, tmp_path: Path) -> None:
+    before = parents(finished)
+    finished.edit_params(lambda p: p["runs"]["svm"]["transfer"].update(C=3.0))
+    finished.repro("evaluate@svm")
+    store = finished.path("mlflow.db")
+    room = store.stat().st_size // 1024 + 24 if known else 64  # for a few pages more; for hardly a table
+    copied = f"cp {store} full/ &&" if known else ""
+    publish = "MLFLOW_TRACKING_URI=sqlite:///full/mlflow.db python -m stages.publish"
+    script = f"{copied} {{ {publish}; ended=$?; cp -r full '{tmp_path}/after'; exit $ended; }}"
+    ended = mounted(finished, full(room), "full", script)
+    assert ended.returncode == 0
+    assert "Traceback" not in ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert "database or disk is full; " in line
+    assert line.endswith(" for the next `dvc repro` or `make publish`")
+    if known:  # nothing of what was there is harmed
+        shutil.copy2(tmp_path / "after" / "mlflow.db", store)
+    finished.run("python -m stages.publish --strict", check=True)
+    assert len(parents(finished)) == len(before) + 1
+
+
+@pytest.mark.usefixtures("may_mount")
 @pytest.mark.parametrize(
     ("mount", "reason"),
     [(full(16), "No space left on device"), (READ_ONLY, "Read-only file system")],
