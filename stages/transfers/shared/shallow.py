@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     Singles = NDArray[np.float32]
     Indices = NDArray[np.int64]
 
+MOST_OF_NEWTON = 100_000
+"""Weights of a logistic regression, classes times columns, up to which it is fitted by Newton's method."""
 ROWS_AT_ONCE = 1024
 """So many rows are predicted at a time, to keep memory flat."""
 
@@ -383,9 +385,12 @@ def opposite(score: Floats) -> Floats:
     return np.concatenate([-score / 2, score / 2], axis=-1)
 
 
-def fit_logistic(features: Floats, rows: Rows, costs: Sequence[float], seed: int) -> list[tuple[Floats, Floats]]:
+def fit_logistic(
+    features: Floats, rows: Rows, costs: Sequence[float], seed: int, steps: int | None = None
+) -> list[tuple[Floats, Floats]]:
     """Fit logistic regression to features (n, columns) of the rows for each C, in the order given.
 
+    steps : of many classes, stop after so many for each C, which is near the optimum and not at it
     Returns weights (columns, classes) and bias (classes,) that minimise |w|^2 / 2 + C * sum of the log losses.
     """
     import warnings
@@ -393,24 +398,28 @@ def fit_logistic(features: Floats, rows: Rows, costs: Sequence[float], seed: int
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    # Newton's method needs few steps, and from one C to the next larger one only a few more.
-    model = LogisticRegression(solver="newton-cg", tol=1e-5, max_iter=1000, warm_start=True, random_state=seed)
+    # Newton's method needs few steps, and from one C to the next larger one only a few more; of many classes each step
+    # takes minutes, one of L-BFGS a part of a second.
+    many = len(rows.classes) * features.shape[1] > MOST_OF_NEWTON
+    solver, tolerance = ("lbfgs", 1e-6) if many else ("newton-cg", 1e-5)
+    most = steps if many and steps else 1000
+    model = LogisticRegression(solver=solver, tol=tolerance, max_iter=most, warm_start=True, random_state=seed)
     fitted: dict[float, tuple[Floats, Floats]] = {}
     for cost in sorted(costs):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             model.set_params(C=cost).fit(features, rows.labels, rows.weights)
-        if any(issubclass(w.category, ConvergenceWarning) for w in caught):
+        if most != steps and any(issubclass(w.category, ConvergenceWarning) for w in caught):
             warn(f"logistic regression with C {cost:g} stopped short of its optimum; a smaller C is easier to fit")
         weight, bias = model.coef_.T.astype(np.float64), model.intercept_.astype(np.float64)
         fitted[cost] = (opposite(weight), opposite(bias)) if len(rows.classes) == 2 else (weight, bias)
     return [fitted[cost] for cost in costs]
 
 
-def logistic_heads(rows: Rows, settings: Sequence[Setting], seed: int) -> list[Linear]:
-    """Fit logistic regression for each setting, which gives C."""
+def logistic_heads(rows: Rows, settings: Sequence[Setting], seed: int, steps: int | None = None) -> list[Linear]:
+    """Fit logistic regression for each setting, which gives C; steps : see `fit_logistic`."""
     features, back = coordinates(rows.features)
-    fitted = fit_logistic(features, rows, [setting["C"] for setting in settings], seed)
+    fitted = fit_logistic(features, rows, [setting["C"] for setting in settings], seed, steps)
     return [Linear(back(weight), bias) for weight, bias in fitted]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 COSTS = [0.001, 0.01, 0.1, 1.0]
 """Values of C from which the probe is chosen on validation."""
+STEPS = 30
+"""Steps of the probe's fit for each C, where there are many classes."""
 MOST_IMAGES = 20_000
 """About so many images of a part the probe is fitted or chosen on: they lie in memory, and it is a start alone."""
 
@@ -88,7 +91,7 @@ def _fitted(keys: _Probe, data: TrainingData, seed: int) -> tuple[Floats, Floats
         found = [_fitted(keys, of_label(keys, data, at)[1], seed) for at in range(len(data.classes))]
         weights, biases = (np.stack(parts, axis=-1) for parts in zip(*found, strict=True))
         return weights[:, 1] - weights[:, 0], biases[1] - biases[0]
-    head = fit_shallow(keys, data, seed, logistic_heads).head
+    head = fit_shallow(keys, data, seed, partial(logistic_heads, steps=STEPS)).head
     assert isinstance(head, Linear)
     return head.weight, head.bias
 
