@@ -14,7 +14,7 @@ T = TypeVar("T")
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO)
 """What the system also says of a file that is open already, without its name."""
 _OUT_OF_MEMORY = ("can't allocate memory", "CUDA out of memory", "Failed to allocate memory")
-"""What torch and ONNX Runtime say of it, in a RuntimeError."""
+"""What torch and ONNX Runtime say of it, in errors that are not MemoryError."""
 _WITH_LESS = "a smaller batch_size or image_size takes less, docs/own-images.md says under Many images what else"
 
 

@@ -98,10 +98,12 @@ def look_up_order(samples: Samples, features: FeatureStore) -> Order | None:
 
     def apart(row: int, others: Integers) -> Singles:
         vectors = unit_length(features.read(at[[row, *others]], features.views[:1])[:, 0])
-        found: Singles = -(vectors[1:] * vectors[0]).sum(axis=1)  # cosines; a matrix product's bits would vary
+        cosines = (vectors[1:] * vectors[0]).sum(axis=1)  # a matrix product's bits would vary
+        found: Singles = np.where(np.isnan(cosines), np.float32(np.inf), -cosines)
         return found
 
-    labels = samples.labels if samples.labels.ndim == 1 else np.unique(samples.labels, axis=0, return_inverse=True)[1]
+    labels = samples.labels
+    labels = labels if labels.ndim == 1 else np.unique(labels, axis=0, return_inverse=True)[1]
     part = np.ones(len(samples), np.int64)
     part[samples.part(0, "train")], part[samples.part(0, "test")] = 0, 2
     return look_up(apart, labels.reshape(-1), part)

@@ -195,7 +195,7 @@ def read_table(path: Path, columns: list[str] | None = None, without: Collection
 
     try:
         with pq.ParquetFile(path) as file:  # pq.read_table would import pandas: half a second for every stage
-            names = [name for name in columns or file.schema_arrow.names if name not in without]
+            names = [name for name in (file.schema_arrow.names if columns is None else columns) if name not in without]
             # Group by group: of lists an array holds 2**31 numbers.
             groups = [file.read_row_group(number, columns=names) for number in range(file.num_row_groups)]
             return pa.concat_tables(groups) if groups else file.read(columns=names)

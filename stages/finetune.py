@@ -114,9 +114,9 @@ def finetune(name: str, run: Run) -> None:
 
 def _tell_memory(name: str, run: Run, samples: Samples, features: FeatureStore) -> None:
     """Warn where what a head is fitted on may not fit into memory: the system kills without a word what takes more."""
-    parts = ("train", "validation", *(("test",) if run.final else ()))
-    rows, most = sum(len(samples.part(0, part)) for part in parts), run.budgets[-1]
+    rows, most = sum(len(samples.part(0, part)) for part in ("train", "validation")), run.budgets[-1]
     rows = rows if most is None else min(rows, most * len(samples.classes))
+    rows = len(samples) if run.final else rows
     views = 1 if getattr(run.transfer, "views", None) == "identity" else len(features.views)
     numbers = prod(features.shape)
     used = views if getattr(run.transfer, "views", None) == "all" else 1

@@ -38,7 +38,8 @@ def keep_freed_memory() -> None:
 def available_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
     """Return how many bytes this process can still take before others are swapped out, or it is killed.
 
-    A container's limit counts (control groups of version 2), and files that lie in memory can be given up.
+    A container's limit counts (control groups of version 2), and files that lie in memory can be given up. Where the
+    system is no Linux that is all the memory there is.
     groups, own : where such limits stand, and which are this process's
     """
     left = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -48,7 +49,7 @@ def available_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/p
     with suppress(OSError, StopIteration):
         mine = next(line[3:].lstrip("/") for line in own.read_text().splitlines() if line.startswith("0::"))
         for folder in (groups / mine, *(groups / mine).parents):
-            with suppress(OSError, ValueError):  # no limit here: no such file, or "max"
+            with suppress(OSError, ValueError, KeyError):  # no limit here: no such file, or "max"
                 limit, used = (int((folder / file).read_text()) for file in ("memory.max", "memory.current"))
                 parts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
                 left.append(limit - used + int(parts["inactive_file"]) + int(parts["active_file"]))

@@ -193,6 +193,7 @@ def test_models_are_given_rows_of_the_test_part_alone(samples: Samples, monkeypa
     hashes = samples.image_hashes
     assert read[:4] == [store.rows([hashes[row] for row in samples.part(r, "test")]).tolist() for r in range(4)]
     test, training = (set(store.rows([hashes[row] for row in samples.part(0, p)]).tolist()) for p in ("test", "train"))
+    assert read[4:]
     for one, *others in read[4:]:  # what stands near and what is elsewhere: see samples/order.py
         assert one in test
         assert set(others) <= training

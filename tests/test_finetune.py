@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -117,7 +118,14 @@ def test_a_head_that_may_not_fit_into_memory_is_told_before_it_is_tried(
     def told(left: int, run: Run) -> bool:
         monkeypatch.setattr("stages.finetune.available_memory", lambda: left)
         finetune("probe", run)
-        return "warning: runs.probe: " in capsys.readouterr().err
+        said = capsys.readouterr().err
+        full = (
+            r"warning: runs\.probe: (16|60|80) images of [12] x 12 numbers may take \S+ GB to fit, and \S+ GB of "
+            r"memory are left; kind: fine_tune reads them little by little, docs/own-images\.md says under Many images "
+            r"what else takes less\n"
+        )
+        assert not said or re.fullmatch(full, said)
+        return bool(said)
 
     one, classes = 4 * WIDTH, 50 * 2  # bytes of a view, and of what the classes take
     for left, run in (
@@ -126,6 +134,7 @@ def test_a_head_that_may_not_fit_into_memory_is_told_before_it_is_tried(
         (60 * (one * (2 + 20) + 2 * classes), make_run(keys={"views": "all"}, repeats=1)),
         (16 * (one * (2 + 10) + classes), make_run(repeats=1, labels_per_class=[8])),
         (80 * (one * (2 + 10) + classes), make_run(repeats=1, final=True)),
+        (80 * (one * (2 + 10) + classes), make_run(repeats=1, final=True, labels_per_class=[8])),
     ):
         assert not told(left, run)
         assert told(left - 1, run)

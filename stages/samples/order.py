@@ -72,7 +72,9 @@ def look_up(apart: Callable[[int, Ints], NDArray[Any]], labels: Ints, part: Ints
     labels : of each image, as an index; part : 0 is training, 2 is test
     """
     lot = np.random.default_rng(0)
-    training = [np.flatnonzero((part == 0) & (labels == c)) for c in range(int(labels.max(initial=-1)) + 1)]
+    rows = np.flatnonzero(part == 0)
+    rows = rows[np.argsort(labels[rows], kind="stable")]
+    training = np.split(rows, np.searchsorted(labels[rows], np.arange(1, int(labels.max(initial=-1)) + 1)))
     tested = lot.permutation(np.flatnonzero(part == 2))[:MOST_TESTED]
     near, looked_up = 0.0, 0
     for row in tested.tolist():

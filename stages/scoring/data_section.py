@@ -36,7 +36,7 @@ def data_section(
     suspects: Sequence[Suspect] | None,
     pictures: Pictures,
 ) -> dict[str, Any]:
-    """Return what the page says of a data set; suspects is None where there are too many test images to tell."""
+    """Return what the page says of a data set; suspects is None where there are too many to tell."""
     dataset = params.datasets[d.name]
     facts = read_if_there(PREPARED / d.name / "dataset.json")
     tested = {c["class"]: c["images"] for c in records[d.runs[0]].details["classes"]}
@@ -137,7 +137,7 @@ def _suspects(
 ) -> dict[str, Any]:
     """Return what is said of labels that look wrong, and a contact sheet of the likeliest where the images are here."""
     if suspects is None:
-        return {"text": "There are too many test images to tell which labels look wrong.", "picture": None}
+        return {"text": "There are too many test images, or classes, to tell which labels look wrong.", "picture": None}
     asked, found = judges(d, records), len({suspect.sample for suspect in suspects})
     judged = records[d.best].metrics["images"]
     text = (

@@ -79,7 +79,7 @@ class Images:
     def read(self, row: int) -> bytes:
         """Return the bytes of one image, as its file holds them; may be called from many threads.
 
-        Raises UserError when a linked file is not what it was when it was fetched.
+        Raises UserError when they are not what was fetched.
         """
         return self._places.read(row)
 
@@ -123,7 +123,7 @@ class _Places:
         self.name, self.linked = name, root is not None
         self.remote = Remote(root) if root is not None and is_url(root) else None
         self.root = RAW / name if root is None else Path(root)
-        self.places = table.select(["image_hash", "file", "offset", "length"])
+        self.places = table.select(["sample", "image_hash", "file", "offset", "length"])
         self.open_files: dict[str, IO[bytes]] = {}
         self.lock = threading.Lock()
 
@@ -131,7 +131,7 @@ class _Places:
         return self._read_linked(row) if self.linked else self._read_packed(row)
 
     def _read_packed(self, row: int) -> bytes:
-        _, file, offset, length = (column[row].as_py() for column in self.places.columns)
+        sample, image_hash, file, offset, length = (column[row].as_py() for column in self.places.columns)
         with self.lock:
             if file not in self.open_files:
                 self.open_files[file] = _open(self.root / file)  # stays open as long as the images do
@@ -139,10 +139,15 @@ class _Places:
         content = os.pread(number, length, offset)
         if len(content) != length:
             raise UserError(f"{self.root / file} ends too early: run `dvc checkout`, or `dvc repro fetch@{self.name}`")
+        if hash_bytes(content) != image_hash:
+            raise UserError(
+                f"{self.root / file} is damaged, the bytes of {sample} are not those that were fetched: run "
+                f"`dvc repro --force fetch@{self.name}`, which writes them anew"
+            )
         return content
 
     def _read_linked(self, row: int) -> bytes:
-        image_hash, file, _, length = (column[row].as_py() for column in self.places.columns)
+        _, image_hash, file, _, length = (column[row].as_py() for column in self.places.columns)
         if self.remote is None:
             place, content, again = str(self.root / file), _content(self.root / file), "`dvc repro`, which fetches it"
         else:

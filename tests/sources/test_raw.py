@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -128,6 +129,21 @@ def test_a_shard_that_ends_too_early_is_an_error_that_names_it(cells: list[Path]
     shard.write_bytes(shard.read_bytes()[: 512 + 100])
     with pytest.raises(UserError, match=r"data/raw/images/images-00000\.tar ends too early"):
         images.read(0)
+
+
+@pytest.mark.parametrize("bit", [0, 7, 4321])
+def test_a_bit_that_flipped_in_a_shard_is_an_error_that_names_the_image(cells: list[Path], bit: int) -> None:
+    images = write(some(cells))
+    shard = RAW / "images" / "images-00000.tar"
+    content, first = bytearray(shard.read_bytes()), images.table["offset"][1].as_py()
+    content[first + bit // 8] ^= 1 << bit % 8
+    shard.write_bytes(content)
+    assert images.read(0)
+    sample = images.sample(1)
+    with pytest.raises(
+        UserError, match=rf"images-00000\.tar is damaged, the bytes of {re.escape(sample)} are not those"
+    ):
+        images.read(1)
 
 
 def test_images_that_were_not_fetched_are_an_error_that_says_what_to_do() -> None:

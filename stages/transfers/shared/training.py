@@ -445,6 +445,7 @@ class _Images:
         self.count, self.views = int(self._ends[-1]), parts[0].activations.shape[1] if params.views == "all" else 1
         self._labels, self._classes = np.concatenate([part.labels for part in parts]), len(data.classes)
         soft = [part.targets for part in parts if params.soft_labels and part.targets is not None]
+        assert len(soft) in (0, len(parts))
         self._soft, self._smooth = np.concatenate(soft) if soft else None, params.label_smoothing
         weights = _weights(params, data, parts, parts)
         self.weights = (weights / weights.mean()).astype(np.float32)
