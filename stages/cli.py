@@ -57,28 +57,33 @@ def guard(function: Callable[[], Any]) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-    except OSError as error:
-        if error.errno == errno.ENOMEM:
-            print(f"memory does not suffice: {error.strerror}; {_WITH_LESS}", file=sys.stderr)
-            sys.exit(2)
-        if not is_of_a_file(error):
-            raise
-        print(told(error), file=sys.stderr)
-        sys.exit(2)
     except Exception as error:
-        if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
-            print(f"memory does not suffice: {printable(str(error)) or 'all is taken'}; {_WITH_LESS}", file=sys.stderr)
-            sys.exit(2)
-        # What is written by a library in Rust or C++ tells of a full disk in an error of its own.
-        full = os.strerror(errno.ENOSPC)
-        if full not in str(error):
+        line = _mendable(error)
+        if line is None:
             raise
-        print(f"a file cannot be written: {full}", file=sys.stderr)
+        print(line, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; nothing half written was kept, run again to go on", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _mendable(error: Exception) -> str | None:
+    """Return the line on an error of memory or of the disk; None for another, which is a fault of ours."""
+    if isinstance(error, OSError):
+        if error.errno == errno.ENOMEM:
+            return _of_memory(error.strerror or "")
+        return told(error) if is_of_a_file(error) else None
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
+        return _of_memory(str(error))
+    # What is written by a library in Rust or C++ tells of a full disk in an error of its own.
+    full = os.strerror(errno.ENOSPC)
+    return f"a file cannot be written: {full}" if full in str(error) else None
+
+
+def _of_memory(reason: str) -> str:
+    return f"memory does not suffice: {printable(reason) or 'all is taken'}; {_WITH_LESS}"
 
 
 def run_stage(stage: Callable[..., None], level: str | None = None) -> NoReturn:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,9 +86,9 @@ class Samples:
             return self.targets.astype(np.int64)
         return np.asarray(self.table["label"].to_numpy(), np.int64)
 
-    @property
+    @cached_property
     def targets(self) -> NDArray[np.float32]:
-        """(samples, classes) how much each belongs to each class; read from the file."""
+        """(samples, classes) how much each belongs to each class; read from the file when it is first asked for."""
         column = read_table(PREPARED / self.name / FILE, ["target"])["target"]
         flat = [chunk.flatten().to_numpy() for chunk in column.chunks]
         return np.concatenate([*flat, np.empty(0, np.float32)]).reshape(len(self), len(self.classes))

@@ -10,15 +10,19 @@ each.
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from typing import Any
+
+import numpy as np
 
 from stages.cli import guard
+from stages.params import kind_module
+from stages.transfers import Part, TrainingData
 
 FEW, MANY = 10_000, 20_000
 TWO, SEVERAL = 2, 200
 WIDTH = 1280
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "nearest_mean": {},
     "knn": {"k": [5]},
     "logistic": {"C": [0.001]},
@@ -27,37 +31,36 @@ KINDS = {
     "ridge": {"alpha": [100.0]},
     "mlp": {"hidden": [256], "epochs": 2},
 }
-PROGRAM = """
-import sys
-from importlib import import_module
-import numpy as np
-from stages.store.cache import peak_memory_bytes
-from stages.transfers import Part, TrainingData
-random = np.random.default_rng(0)
-def part(rows):
-    labels = random.integers(0, {classes}, rows)
-    features = random.standard_normal((rows, 1, {width}), dtype=np.float32)
-    features[:, 0, 0] += labels
-    return Part(features, labels, None, None)
-kind = import_module("stages.transfers.{kind}")
-data = TrainingData(list(map(str, range({classes}))), part({rows} * 4 // 5), part({rows} // 5))
-kind.fit(kind.Params(kind="{kind}", **{keys}), data, 0)
-print(peak_memory_bytes())
-"""
+
+
+def fit(kind: str, classes: int, rows: int) -> None:
+    """Fit a head, a fifth of the rows for validation: what a process of its own does."""
+    random = np.random.default_rng(0)
+
+    def part(count: int) -> Part:
+        labels = random.integers(0, classes, count)
+        features = random.standard_normal((count, 1, WIDTH), dtype=np.float32)
+        features[:, 0, 0] += labels
+        return Part(features, labels, None, None)
+
+    module, names = kind_module("transfers", kind), [str(number) for number in range(classes)]
+    module.fit(module.Params(kind=kind, **KINDS[kind]), TrainingData(names, part(rows * 4 // 5), part(rows // 5)), 0)
 
 
 def of_a_row(kind: str, classes: int) -> float:
     """Return how many bytes the peak grows by for each row."""
-    peaks = []
-    for rows in (FEW, MANY):
-        program = PROGRAM.format(kind=kind, rows=rows, classes=classes, keys=KINDS[kind], width=WIDTH)
-        done = subprocess.run([sys.executable, "-c", program], text=True, stdout=subprocess.PIPE, check=True)
-        peaks.append(int(done.stdout.split()[-1]))
-    return (peaks[1] - peaks[0]) / (MANY - FEW)
+    from tests.benchmarks.extract import run
+
+    few, many = (run("tests.benchmarks.heads", kind, str(classes), str(rows)).peak_mib for rows in (FEW, MANY))
+    return (many - few) * 2**20 / (MANY - FEW)
 
 
 def main() -> None:
-    """Print a row for each kind."""
+    """Print a row for each kind; with arguments, fit one."""
+    if sys.argv[1:]:
+        kind, classes, rows = sys.argv[1:]
+        fit(kind, int(classes), int(rows))
+        return
     row = f"a row of {WIDTH:,} numbers ({4 * WIDTH / 1000:.1f} kB)"
     print(f"| kind | kB of {row} | times the row | bytes more of a row and class |\n|---|---|---|---|")
     for kind in KINDS:

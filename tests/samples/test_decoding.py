@@ -131,6 +131,8 @@ def test_printing_colours_become_those_of_a_screen(kind: str) -> None:
 def test_the_first_picture_of_several_is_taken(kind: str) -> None:
     first, second = Image.new("L", (4, 4), 10), Image.new("L", (4, 4), 200)
     content = saved(first, kind, save_all=True, append_images=[second])
+    with Image.open(BytesIO(content)) as file:
+        assert file.n_frames == 2
     assert np.asarray(decode(content)).tolist() == [[10] * 4] * 4
 
 
@@ -138,6 +140,8 @@ def test_the_first_picture_of_several_is_taken(kind: str) -> None:
 def test_the_first_picture_of_several_is_taken_where_they_are_coloured(kind: str, losses: int) -> None:
     first, second = Image.new("L", (8, 8), 10), Image.new("L", (8, 8), 200)
     content = saved(first, kind, save_all=True, append_images=[second])
+    with Image.open(BytesIO(content)) as file:
+        assert file.n_frames == 2
     assert np.abs(np.asarray(decode(content), np.int16) - 10).max() <= losses
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -141,24 +141,24 @@ def fit_shallow(
     """
     from stages.transfers.shared.platt import deal
 
-    def fit(parts: Sequence[Part], settings: Sequence[Setting]) -> tuple[Normalization, Sequence[Head], str | None]:
-        normalization, rows = prepare(params, parts, data.classes)  # large, and given up with their heads fitted
-        last = folded and (len(parts) > 1 or not params.refit)
-        return normalization, fit_heads(rows, settings, seed), deal(rows, seed)[0] if last else None
+    def fit(parts: Sequence[Part], settings: Sequence[Setting]) -> tuple[Normalization, Sequence[Head], Rows]:
+        normalization, rows = prepare(params, parts, data.classes)
+        heads = fit_heads(rows, settings, seed)
+        return normalization, heads, replace(rows, features=np.empty((0, 0), np.float32))  # which are large
 
     settings = grid(params)
     chosen, choices = 0, []
     if len(settings) > 1 or not params.refit:
-        normalization, heads, kept_whole = fit([data.training], settings)
+        normalization, heads, rows = fit([data.training], settings)
         losses = [validation_loss(params, normalization, head, data) for head in heads]
         choices = [{**s, "validation_log_loss": loss} for s, loss in zip(settings, losses, strict=True)]
         chosen = int(np.argmin(losses))
         head = heads[chosen]
     if params.refit:
-        normalization, (head,), kept_whole = fit([data.training, data.validation], [settings[chosen]])
+        normalization, (head,), rows = fit([data.training, data.validation], [settings[chosen]])
     facts = facts_of(params, data.classes, settings[chosen], choices)
     if folded:
-        facts["folds_keep_whole"] = kept_whole
+        facts["folds_keep_whole"] = deal(rows, seed)[0]
     return ShallowModel(facts, normalization, head)
 
 
