@@ -63,6 +63,7 @@ bench: $(STAMP)  ## measure what docs/benchmarks.md says
 	@python -m tests.benchmarks.training
 	@python -m tests.benchmarks.rows
 	@python -m tests.benchmarks.heads
+	@python -m tests.benchmarks.scoring
 
 against-fastai: $(STAMP)  ## measure the pipeline against fastai, which it installs (REPEATS=1)
 	@uv pip install --quiet --python $(VENV) --constraint requirements.lock --requirement pyproject.toml --extra fastai

@@ -14,11 +14,11 @@ from stages.cli import UserError, run_stage
 from stages.files import REPORTS, write_json, write_text
 from stages.params import Params
 from stages.scoring.comparison import compare_runs, comparison_content
+from stages.scoring.judges import COLUMNS, suspect_rows, suspects_of
 from stages.scoring.labels import label_rows, labels_csv
 from stages.scoring.leaderboard import csv_text, leaderboard_rows, markdown
 from stages.scoring.page import page
 from stages.scoring.records import read_record
-from stages.scoring.suspects import COLUMNS, suspect_rows, suspects_of
 
 
 def compare(params: Params) -> None:

@@ -29,10 +29,11 @@ from stages.samples.order import Order, look_up
 from stages.samples.pictures import contact_sheet, write_picture
 from stages.samples.table import Samples, read_samples
 from stages.samples.thumbnails import SIDE, read_thumbnails
-from stages.scoring.intervals import Estimate, estimates
+from stages.scoring.intervals import Estimate, Replicates, estimates, left_out, replicates
 from stages.scoring.metrics import Floats, Integers, Outcomes
 from stages.scoring.plots import draw_pictures, most_confident_mistakes, plot_rows
-from stages.scoring.records import Record, flat, outcomes_table, write_record
+from stages.scoring.records import Record, flat, outcomes_table, too_many, write_record
+from stages.scoring.suspects import MOST_KEPT, find_suspects
 from stages.scoring.wording import FIGURE_NAMES
 from stages.store.activations import FeatureStore, read_features
 from stages.store.models import Model, read_model
@@ -56,7 +57,8 @@ def evaluate(name: str, entry: Run) -> None:
     samples, features = read_samples(entry.dataset), read_features(entry.features)
     run = read_json(MODELS / name / "run.json")
     rows, outcomes = predict(name, samples, features, run["repeats"])
-    figures, of_classes = estimates(outcomes)
+    found = replicates(outcomes)
+    figures, of_classes = estimates(outcomes, found)
     plots = plot_rows(outcomes)
     with new_folder(EVALUATIONS / name) as folder:
         write_table(folder / "predictions.parquet", predictions_table(samples, rows, outcomes))
@@ -70,6 +72,10 @@ def evaluate(name: str, entry: Run) -> None:
         if order.tells and not (told and Order(**told).tells):  # prepare has not said so
             warn(f"{entry.dataset}: {order.hint('is by its features', samples.facts['entry']['group'])}")
     details["labels"] = dict(curve(name, samples, features, run, figures))
+    kept: Outcomes | Replicates = outcomes
+    if too_many(outcomes):
+        kept = left_out(outcomes) if found.bootstrap else found
+        details["suspects"] = find_suspects([outcomes], MOST_KEPT)
     record = Record(
         run=name,
         facts={fact: run[fact] for fact in FACTS if fact in run},
@@ -81,7 +87,7 @@ def evaluate(name: str, entry: Run) -> None:
         },
         details=details,
         cost=read_cost(name, entry, features),
-        outcomes=outcomes,
+        outcomes=kept,
     )
     write_record(record, plots)
     print(printable(summary(record, figures)))
@@ -140,10 +146,11 @@ def predict(
     """
     tested = [samples.part(repeat, "test") for repeat in range(repeats)]
     rows = np.concatenate(tested)
-    probabilities = [
-        predict_test(read_model(MODELS / name / f"{where}repeat-{repeat}"), samples, features, part)
-        for repeat, part in enumerate(tested)
-    ]
+    probabilities = np.empty((len(rows), len(samples.classes)))
+    ends = np.cumsum([len(part) for part in tested])
+    for repeat, (part, end) in enumerate(zip(tested, ends, strict=True)):
+        model = read_model(MODELS / name / f"{where}repeat-{repeat}")
+        predict_test(model, samples, features, part, probabilities[end - len(part) : end])
     all_names, groups = samples.table["sample"].to_pylist(), samples.groups
     return rows, Outcomes(
         classes=samples.classes,
@@ -151,12 +158,12 @@ def predict(
         repeats=np.repeat(np.arange(repeats), [len(part) for part in tested]),
         groups=None if groups is None else [groups[row] for row in rows],
         truth=samples.labels[rows],
-        probabilities=np.concatenate(probabilities).astype(np.float32).astype(np.float64),
+        probabilities=probabilities,
     )
 
 
-def predict_test(model: Model, samples: Samples, features: FeatureStore, part: Integers) -> Floats:
-    """Return the probabilities (n, classes) that a model gives to some samples; raises as `check_finite` does."""
+def predict_test(model: Model, samples: Samples, features: FeatureStore, part: Integers, out: Floats) -> None:
+    """Write the probabilities (n, classes) that a model gives to some samples; raises as `check_finite` does."""
     hashes, names = samples.image_hashes, samples.table["sample"].take(part).to_pylist()
     rows = features.rows([hashes[row] for row in part])
     if (rows < 0).any():
@@ -164,7 +171,10 @@ def predict_test(model: Model, samples: Samples, features: FeatureStore, part: I
             f"data/features/{features.facts['features']} has no row for {int((rows < 0).sum())} test images of "
             f"{samples.name}: run `dvc repro`"
         )
-    return np.concatenate([model.predict_proba(activations) for activations in features.checked(rows, names)])
+    start = 0
+    for activations in features.checked(rows, names):
+        out[start : start + len(activations)] = model.predict_proba(activations).astype(np.float32)
+        start += len(activations)
 
 
 def predictions_table(samples: Samples, rows: Integers, outcomes: Outcomes) -> pa.Table:

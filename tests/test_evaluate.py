@@ -18,15 +18,20 @@ from PIL import Image
 from sklearn import metrics as reference
 
 from stages.cli import UserError
+from stages.compare import compare
 from stages.evaluate import evaluate, into_slices, look_up_order
 from stages.files import write_json
 from stages.params import Dataset, Label, Run, Split, Transfer
 from stages.prepare import prepare
 from stages.samples.table import Samples, read_samples
+from stages.scoring import records
+from stages.scoring.intervals import Replicates
 from stages.scoring.metrics import Outcomes
 from stages.scoring.records import read_plot, read_record
+from stages.scoring.suspects import find_suspects
 from stages.sources._raw import Found, write_images
 from stages.store.activations import FeatureStore, write_features
+from tests.scoring.made_up import make_params
 
 ROOT = Path(__file__).parents[1]
 CELLS = 120
@@ -410,3 +415,26 @@ def test_an_image_without_features_is_told(samples: Samples) -> None:
         evaluate("svm", RUN)
     assert not Path("reports").exists()
     assert not Path("data/evaluations/svm").exists()
+
+
+@pytest.mark.usefixtures("samples")
+def test_of_many_test_images_the_suspects_are_kept_and_compare_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate("svm", RUN)
+    few = read_record("svm")
+    assert isinstance(few.outcomes, Outcomes)
+    assert "suspects" not in few.details
+    expected = find_suspects([few.outcomes])
+    monkeypatch.setattr(records, "MOST_ROWS", 50)
+    monkeypatch.setattr("stages.evaluate.MOST_KEPT", 3)
+    evaluate("svm", RUN)
+    many = read_record("svm")
+    assert isinstance(many.outcomes, Replicates)
+    assert many.metrics == few.metrics
+    assert many.details["suspects"].images == expected.images > 3
+    assert [s.sample for s in many.details["suspects"].likeliest] == [s.sample for s in expected.likeliest[:3]]
+    compare(make_params({"svm": ("cells", "lite0", "logistic")}))
+    listed = Path("reports/suspects.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in listed[1:]] == [s.sample for s in expected.likeliest[:3]]
+    text = Path("reports/report.html").read_text()
+    assert f"{expected.images} of " in text
+    assert "The likeliest 3 are in <code>reports/suspects.csv</code>" in text

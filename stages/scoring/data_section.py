@@ -17,8 +17,9 @@ from stages.samples.pictures import contact_sheet
 from stages.samples.thumbnails import SIDE, read_thumbnails
 from stages.scoring.comparison import DatasetComparison
 from stages.scoring.inline_pictures import Pictures
+from stages.scoring.judges import judges
 from stages.scoring.records import Record
-from stages.scoring.suspects import Suspect, judges
+from stages.scoring.suspects import Suspects
 from stages.scoring.wording import listed, unbroken
 
 MOST_SHEETS = 12
@@ -33,10 +34,10 @@ def data_section(
     d: DatasetComparison,
     params: Params,
     records: Mapping[str, Record],
-    suspects: Sequence[Suspect] | None,
+    suspects: Suspects,
     pictures: Pictures,
 ) -> dict[str, Any]:
-    """Return what the page says of a data set; suspects is None where there are too many to tell."""
+    """Return what the page says of a data set."""
     dataset = params.datasets[d.name]
     facts = read_if_there(PREPARED / d.name / "dataset.json")
     tested = {c["class"]: c["images"] for c in records[d.runs[0]].details["classes"]}
@@ -132,26 +133,25 @@ def _suspects(
     d: DatasetComparison,
     records: Mapping[str, Record],
     facts: Mapping[str, Any],
-    suspects: Sequence[Suspect] | None,
+    suspects: Suspects,
     pictures: Pictures,
 ) -> dict[str, Any]:
     """Return what is said of labels that look wrong, and a contact sheet of the likeliest where the images are here."""
-    if suspects is None:
-        return {"text": "There are too many test images, or classes, to tell which labels look wrong.", "picture": None}
-    asked, found = judges(d, records), len({suspect.sample for suspect in suspects})
-    judged = records[d.best].metrics["images"]
+    asked, judged = judges(d, records), records[d.best].metrics["images"]
     text = (
-        f"{found:,} of {judged:,} test images look as if they were of another class than they are labelled, "
+        f"{suspects.images:,} of {judged:,} test images look as if they were of another class than they are labelled, "
         f"to {listed(asked)}, on images that {'it has' if len(asked) == 1 else 'they have'} not seen."
     )
-    shown, here = suspects[:MOST_SUSPECTS], facts.get("content_hash") == records[d.runs[0]].facts["dataset"]
+    there = len({suspect.sample for suspect in suspects.likeliest})
+    said = {"text": text, "listed": "All are" if there == suspects.images else f"The likeliest {there:,} are"}
+    shown, here = suspects.likeliest[:MOST_SUSPECTS], facts.get("content_hash") == records[d.runs[0]].facts["dataset"]
     if not shown or not here:
-        return {"text": text, "picture": None}
+        return {**said, "picture": None}
     images = read_thumbnails(PREPARED / d.name / "thumbnails.parquet", [suspect.sample for suspect in shown])
     sheet = _sheet(images, [suspect.caption for suspect in shown])
     alt = f"Contact sheet of images of {d.name} whose labels look wrong"
     caption = f"The likeliest {len(shown)}: the probability and name of the class that it looks like, and its label."
-    return {"text": text, "picture": pictures.add_bytes(sheet, alt, caption)}
+    return {**said, "picture": pictures.add_bytes(sheet, alt, caption)}
 
 
 def _data_facts(d: DatasetComparison, images: str, facts: Mapping[str, Any], params: Params) -> list[tuple[str, Any]]:

@@ -152,7 +152,7 @@ def replicates(outcomes: Outcomes, ranks: bool = True) -> Replicates:
         return left_out(outcomes, ranks)
     names, codes = outcomes.units
     draws = _draws(len(names), len(outcomes) if ranks else len(names))
-    return _reweighted(outcomes, codes, draws, ranks, len(names), bootstrap=True)
+    return _reweighted(outcomes, codes, draws, ranks, len(names))
 
 
 def left_out(outcomes: Outcomes, ranks: bool = True) -> Replicates:
@@ -162,9 +162,17 @@ def left_out(outcomes: Outcomes, ranks: bool = True) -> Replicates:
     """
     names, codes = outcomes.units
     buckets = np.array([zlib.crc32(name.encode()) % BUCKETS for name in names], dtype=np.int64)[codes]
-    blocks = np.array_split(1.0 - np.eye(BUCKETS), max(1, BUCKETS * len(outcomes) // BLOCK // 8))
-    units = len(np.unique(buckets))
-    return _reweighted(outcomes, buckets, iter(blocks), ranks, units, bootstrap=False)
+    parts = [np.flatnonzero(outcomes.repeats == repeat) for repeat in outcomes.repeat_numbers]
+    found = [outcomes.scores(rows, buckets[rows]).left_out(BUCKETS, ranks) for rows in parts]
+    return Replicates(
+        repeats=outcomes.repeat_numbers,
+        images=[len(rows) for rows in parts],
+        whole={k: np.stack([f[k][0] for f in found]) for k in found[0]},
+        values={k: np.stack([f[k][1:] for f in found]) for k in found[0]},
+        share=np.stack([1 - np.bincount(buckets[rows], minlength=BUCKETS) / len(rows) for rows in parts]),
+        units=len(np.unique(buckets)),
+        bootstrap=False,
+    )
 
 
 def _draws(units: int, width: int) -> Iterator[Floats]:
@@ -180,9 +188,7 @@ def _draws(units: int, width: int) -> Iterator[Floats]:
         yield np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units).astype(np.float64)
 
 
-def _reweighted(
-    outcomes: Outcomes, codes: Integers, blocks: Iterator[Floats], ranks: bool, units: int, bootstrap: bool
-) -> Replicates:
+def _reweighted(outcomes: Outcomes, codes: Integers, blocks: Iterator[Floats], ranks: bool, units: int) -> Replicates:
     parts = [_Part(outcomes, codes, repeat) for repeat in outcomes.repeat_numbers]
     whole = [part.scores.figures(np.ones((1, len(part.units))), ranks) for part in parts]
     collected: list[list[dict[str, Floats]]] = [[] for _ in parts]
@@ -199,7 +205,7 @@ def _reweighted(
         values={k: np.stack([np.concatenate([f[k] for f in of]) for of in collected]) for k in whole[0]},
         share=np.stack([np.concatenate(s) for s in shares]),
         units=units,
-        bootstrap=bootstrap,
+        bootstrap=True,
     )
 
 
@@ -213,9 +219,11 @@ class _Part:
         self.scores = outcomes.scores(rows, own)
 
 
-def estimates(outcomes: Outcomes) -> tuple[dict[str, Estimate], dict[str, dict[str, Estimate]]]:
-    """Return a run's figures by name, and of each class its figures by name."""
-    found = replicates(outcomes)
+def estimates(
+    outcomes: Outcomes, found: Replicates | None = None
+) -> tuple[dict[str, Estimate], dict[str, dict[str, Estimate]]]:
+    """Return a run's figures by name, and of each class its figures by name; found : their replicates, where known."""
+    found = replicates(outcomes) if found is None else found
     figures = {name: _as_estimate(found.estimate(name)) for name in outcomes.figures}
     of_classes: dict[str, dict[str, Estimate]] = {name: {} for name in outcomes.classes}
     for key in (k for k in found.whole if k.startswith("class_")):

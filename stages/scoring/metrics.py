@@ -9,6 +9,7 @@ ranked against each other.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +46,8 @@ CLASS_FIGURES = ("precision", "recall", "f1", "auc")
 CALIBRATION_BINS = 15
 LEAST_PRESENT = 0.5
 """Probability from which on one of several labels is predicted."""
+COLUMNS, ROWS, SCORES = 16, 4096, 2048
+"""Classes, images and scores worked on at a time."""
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).eps)
 """A class that was given probability 0 and is true would cost infinitely much; float32 cannot tell 1 from 1 - this."""
 
@@ -149,30 +152,19 @@ class Outcomes:
         return kind(self.truth[rows], self.probabilities[rows], units)
 
 
-class Scores:
-    """The predictions of one model, sorted and counted once so that each weighting of the images is cheap.
+class _Weighed(ABC):
+    """Predictions of one model, counted once so that each weighting of the images is cheap.
 
-    truth : (n,) indices of the true classes
+    truth : (n,), or of several labels (n, k)
     probabilities : (n, k)
     units : (n,) which of the weights counts for an image; each has its own if not given
     """
 
     def __init__(self, truth: Integers, probabilities: Floats, units: Integers | None = None) -> None:
         self.count, self.classes = probabilities.shape
-        predicted = probabilities.argmax(axis=1)
-        confidence = probabilities[np.arange(self.count), predicted]
-        right = predicted == truth
-        lost = -np.log(np.maximum(probabilities[np.arange(self.count), truth], SMALLEST_PROBABILITY))
-        gap = np.zeros((self.count, CALIBRATION_BINS))
-        gap[np.arange(self.count), calibration_bin(confidence)] = right - confidence
-        one_hot = np.eye(self.classes)
-        addends = np.concatenate(
-            [one_hot[truth], one_hot[predicted], one_hot[truth] * right[:, None], lost[:, None], gap], axis=1
-        )
-        self._addends = addends if units is None else _sums(addends, units)
-        # Of two classes the second says all: ranking by the first is the same ranking backwards.
-        ranked = [1] if self.classes == 2 else range(self.classes)
-        self._rankings = [_Ranking(probabilities[:, c], truth == c, units) for c in ranked]
+        self._truth, self._probabilities = truth, probabilities
+        self._units = np.arange(self.count) if units is None else units
+        self._addends = self._counts()
 
     def figures(self, weights: Floats, ranks: bool = True) -> dict[str, Floats]:
         """Return each of FIGURES as (m,), and each of CLASS_FIGURES as "class_<figure>" (m, classes).
@@ -180,13 +172,76 @@ class Scores:
         weights : (m, units), not negative; NaN where a figure is undefined under them, as AUC is with one class.
         ranks : whether to work out auc and average_precision, which take the time
         """
+        values = self._counted(weights @ self._addends)
+        return values | (self._areas(*_areas(self._rankings, weights)) if ranks else {})
+
+    def left_out(self, units: int, ranks: bool = True) -> dict[str, Floats]:
+        """Return the figures of all images, and then those without each of the first `units` units: 1 + units rows."""
+        without = np.concatenate([np.ones((1, units)), 1.0 - np.eye(units)])[:, : len(self._addends)]
+        values = self._counted(without @ self._addends)
+        if ranks:
+            areas = [_areas_left_out(*class_, self._units, units) for class_ in self._one_against_the_rest()]
+            auc, precision = np.stack(areas, axis=-1)
+            values |= self._areas(auc, precision)
+        return values
+
+    @cached_property
+    def _rankings(self) -> list[_Ranking]:
+        return [_Ranking(*class_, self._units) for class_ in self._one_against_the_rest()]
+
+    def _one_against_the_rest(self) -> Iterator[tuple[Floats, NDArray[np.bool_]]]:
+        """Yield of each class that images are ranked by its probabilities, and which images are of it."""
+        for block in self._ranked_by:
+            scores = np.ascontiguousarray(self._probabilities[:, block].T)  # column by column takes five times as long
+            for number, score in zip(range(self.classes)[block], scores, strict=True):
+                yield score, self._truth == number if self._truth.ndim == 1 else self._truth[:, number] > 0
+
+    @property
+    def _ranked_by(self) -> Iterator[slice]:
+        return (slice(start, start + COLUMNS) for start in range(0, self.classes, COLUMNS))
+
+    @abstractmethod
+    def _counts(self) -> Floats:
+        """Return (units, columns): what a weighting of the units adds up."""
+
+    @abstractmethod
+    def _counted(self, sums: Floats) -> dict[str, Floats]:
+        """Return the figures that need no ranking, from (m, columns)."""
+
+    @abstractmethod
+    def _areas(self, auc: Floats, precision: Floats) -> dict[str, Floats]:
+        """Return the figures of rankings, from the areas of those classes that images are ranked by."""
+
+
+class Scores(_Weighed):
+    """The same of images of one class each; truth : (n,) indices of the true classes."""
+
+    @property
+    def _ranked_by(self) -> Iterator[slice]:
+        # Of two classes the second says all: ranking by the first is the same ranking backwards.
+        return iter([slice(1, 2)]) if self.classes == 2 else super()._ranked_by
+
+    def _counts(self) -> Floats:
+        truth, k = self._truth, self.classes
+        predicted, rows = self._probabilities.argmax(axis=1), np.arange(self.count)
+        confidence, right = self._probabilities[rows, predicted], predicted == truth
+        lost = -np.log(np.maximum(self._probabilities[rows, truth], SMALLEST_PROBABILITY))
+        columns = [
+            (truth, np.ones(self.count), k),
+            (predicted, np.ones(self.count), k),
+            (truth, right, k),
+            (np.zeros(self.count, np.int64), lost, 1),
+            (calibration_bin(confidence), right - confidence, CALIBRATION_BINS),
+        ]
+        return np.concatenate([_sums(self._units, *of) for of in columns], axis=1)
+
+    def _counted(self, sums: Floats) -> dict[str, Floats]:
         k = self.classes
-        sums = weights @ self._addends
         support, predicted, hits = sums[:, :k], sums[:, k : 2 * k], sums[:, 2 * k : 3 * k]
         total = support.sum(axis=1)
         recall = _ratio(hits, support)
         f1 = _ratio(2 * hits, support + predicted)
-        values = {
+        return {
             "accuracy": _ratio(hits.sum(axis=1), total),
             "balanced_accuracy": _mean(recall),
             "f1": _mean(f1),
@@ -196,42 +251,47 @@ class Scores:
             "class_recall": recall,
             "class_f1": f1,
         }
-        if ranks:
-            auc, precision = _areas(self._rankings, weights)
-            values["auc"], values["average_precision"] = _mean(auc), _mean(precision)
-            values["class_auc"] = np.repeat(auc, 2, axis=1) if k == 2 else auc
-        return values
+
+    def _areas(self, auc: Floats, precision: Floats) -> dict[str, Floats]:
+        return {
+            "auc": _mean(auc),
+            "average_precision": _mean(precision),
+            "class_auc": np.repeat(auc, 2, axis=1) if self.classes == 2 else auc,
+        }
 
 
-class LabelScores:
-    """The same for images that may have several labels.
+class LabelScores(_Weighed):
+    """The same of images that may have several labels, with LABEL_FIGURES.
 
-    truth : (n, k) of 0 and 1; probabilities : (n, k) of each label by itself; units as above
+    truth : (n, k) of 0 and 1; probabilities : (n, k) of each label by itself
     """
 
-    def __init__(self, truth: Integers, probabilities: Floats, units: Integers | None = None) -> None:
-        count, self.labels = probabilities.shape
-        has, predicted = truth > 0, probabilities >= LEAST_PRESENT
+    def _counts(self) -> Floats:
+        sums = np.zeros((int(self._units.max()) + 1, 3 * self.classes + 2 + CALIBRATION_BINS))
+        for start in range(0, self.count, ROWS):
+            rows = slice(start, start + ROWS)
+            np.add.at(sums, self._units[rows], self._of_rows(self._truth[rows] > 0, self._probabilities[rows]))
+        return sums
+
+    def _of_rows(self, has: NDArray[np.bool_], probabilities: Floats) -> Floats:
+        count = len(has)
+        predicted = probabilities >= LEAST_PRESENT
         own = np.where(has, probabilities, 1 - probabilities)
         lost = -np.log(np.maximum(own, SMALLEST_PROBABILITY)).mean(axis=1)
         confidence = np.maximum(probabilities, 1 - probabilities)
         gap = np.zeros((count, CALIBRATION_BINS))
-        rows = np.repeat(np.arange(count), self.labels)
+        rows = np.repeat(np.arange(count), self.classes)
         np.add.at(gap, (rows, calibration_bin(confidence).ravel()), ((has == predicted) - confidence).ravel())
-        columns = [has, predicted, has & predicted, np.ones((count, 1)), lost[:, None], gap / self.labels]
-        addends = np.concatenate(columns, axis=1).astype(np.float64)
-        self._addends = addends if units is None else _sums(addends, units)
-        self._rankings = [_Ranking(probabilities[:, c], has[:, c], units) for c in range(self.labels)]
+        columns = [has, predicted, has & predicted, np.ones((count, 1)), lost[:, None], gap / self.classes]
+        return np.concatenate(columns, axis=1).astype(np.float64)
 
-    def figures(self, weights: Floats, ranks: bool = True) -> dict[str, Floats]:
-        """Return each of LABEL_FIGURES as (m,), and of each label its figures as "class_<figure>" (m, labels)."""
-        k = self.labels
-        sums = weights @ self._addends
+    def _counted(self, sums: Floats) -> dict[str, Floats]:
+        k = self.classes
         support, predicted, hits, total = sums[:, :k], sums[:, k : 2 * k], sums[:, 2 * k : 3 * k], sums[:, 3 * k]
         absent = total[:, None] - support
         neither = absent - predicted + hits
         f1 = _ratio(2 * hits, support + predicted)
-        values = {
+        return {
             "accuracy": _ratio((hits + neither).mean(axis=1), total),
             "balanced_accuracy": _mean((_ratio(hits, support) + _ratio(neither, absent)) / 2),
             "f1": _mean(f1),
@@ -242,22 +302,24 @@ class LabelScores:
             "class_recall": _ratio(hits, support),
             "class_f1": f1,
         }
-        if ranks:
-            values["class_auc"], values["class_average_precision"] = _areas(self._rankings, weights)
-            values["auc"], values["average_precision"] = (
-                _mean(values[f"class_{figure}"]) for figure in ("auc", "average_precision")
-            )
-        return values
+
+    def _areas(self, auc: Floats, precision: Floats) -> dict[str, Floats]:
+        return {
+            "auc": _mean(auc),
+            "average_precision": _mean(precision),
+            "class_auc": auc,
+            "class_average_precision": precision,
+        }
 
 
 class _Ranking:
     """One class against the rest: the images in descending order of the probability of that class."""
 
-    def __init__(self, score: Floats, positive: NDArray[np.bool_], units: Integers | None) -> None:
+    def __init__(self, score: Floats, positive: NDArray[np.bool_], units: Integers) -> None:
         order = np.argsort(-score, kind="stable")
         descending = score[order]
         self._positive = positive[order].astype(np.float64)
-        self._order = order if units is None else units[order]
+        self._order = units[order]
         ends = np.flatnonzero(np.append(descending[1:] != descending[:-1], True))
         self._ends = None if len(ends) == len(score) else ends
 
@@ -288,6 +350,41 @@ def _areas(rankings: Sequence[_Ranking], weights: Floats) -> tuple[Floats, Float
     return np.stack(auc, axis=1), np.stack(precision, axis=1)
 
 
+def _areas_left_out(score: Floats, positive: NDArray[np.bool_], units: Integers, count: int) -> tuple[Floats, Floats]:
+    """Return the areas of `_Ranking.areas` of all images, and then without each unit: (1 + count,), NaN if undefined.
+
+    Both are sums over the images of the class, of what lies above them. So it is enough to count by unit what lies
+    between the scores of those few, and no image is looked at once for each unit.
+    """
+    scores = np.unique(-score[positive])  # the highest first
+    place = np.searchsorted(scores, -score)  # which of them an image has, or comes before
+    tied = ~positive & (place < len(scores))
+    tied[tied] = scores[place[tied]] == -score[tied]
+    kinds = positive, tied, ~positive & ~tied
+    positives, negatives = (
+        _without(np.bincount(units[of], minlength=count).astype(np.float64)) for of in (positive, ~positive)
+    )
+    found, passed, under_roc, precision = np.zeros((4, 1 + count))  # passed: others, up to and with a score
+    for start in range(0, len(scores), SCORES):
+        size = min(SCORES, len(scores) - start)
+        here = (place >= start) & (place < start + size)
+        step, level, between = (
+            _without(_sums(place[here & of] - start, units[here & of], None, count, size)) for of in kinds
+        )
+        all_found = found + np.cumsum(step, axis=0)
+        all_passed = passed + np.cumsum(between + level, axis=0)
+        under_roc += (step * (negatives - all_passed + level / 2)).sum(axis=0)
+        precision += (step * all_found / np.maximum(all_found + all_passed, 1.0)).sum(axis=0)
+        found, passed = all_found[-1], all_passed[-1]
+    return _ratio(under_roc, positives * negatives), _ratio(precision, positives)
+
+
+def _without(counts: Floats) -> Floats:
+    """Return the sum over the last axis, and then what it is without each place: (…, count) -> (…, 1 + count)."""
+    total = counts.sum(axis=-1, keepdims=True)
+    return np.concatenate([total, total - counts], axis=-1)
+
+
 def _dot(a: Floats, b: Floats) -> Floats:
     """Return the scalar product of each row of a with that of b."""
     products: Floats = np.einsum("mn,mn->m", a, b)
@@ -299,11 +396,11 @@ def calibration_bin(confidence: Floats) -> Integers:
     return np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
 
 
-def _sums(addends: Floats, units: Integers) -> Floats:
-    """Return the sum over the images of each unit: (n, columns) -> (units, columns)."""
-    sums = np.zeros((int(units.max()) + 1, addends.shape[1]))
-    np.add.at(sums, units, addends)
-    return sums
+def _sums(rows: Integers, columns: Integers, values: Floats | None, width: int, height: int | None = None) -> Floats:
+    """Add values up by row and column: (height, width); counts where there are none."""
+    height = int(rows.max()) + 1 if height is None else height
+    sums = np.bincount(rows * width + columns, values, minlength=height * width).reshape(height, width)
+    return sums.astype(np.float64, copy=False)
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:

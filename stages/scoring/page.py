@@ -35,7 +35,7 @@ from stages.scoring.labels import few_to_many
 from stages.scoring.leaderboard import Row, headline
 from stages.scoring.records import Record
 from stages.scoring.run_details import run_details
-from stages.scoring.suspects import Suspect
+from stages.scoring.suspects import Suspects
 from stages.scoring.wording import (
     FIGURE_NAMES,
     column_name,
@@ -70,7 +70,7 @@ def page(
     records: Mapping[str, Record],
     comparison: Comparison,
     rows: Sequence[Row],
-    suspects: Mapping[str, Sequence[Suspect] | None],
+    suspects: Mapping[str, Suspects],
 ) -> str:
     """Return the whole page as HTML."""
     from jinja2 import Environment, StrictUndefined

@@ -120,7 +120,7 @@ def _precision_recall(positive: NDArray[np.bool_], score: Floats, grid: Floats) 
 
 def _cumulative(positive: NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
     """Return how many positives and negatives have at least each score that occurs, from the highest down."""
-    order = np.argsort(-score, kind="stable")
+    order = np.argsort(-score)  # equal scores come in together below: their order does not matter
     ends = np.append(score[order][1:] != score[order][:-1], True)
     found = np.cumsum(positive[order])[ends].astype(np.float64)
     return found, np.flatnonzero(ends) + 1.0 - found

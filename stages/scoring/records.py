@@ -8,7 +8,8 @@
     roc.csv, precision_recall.csv, reliability.csv     points of the curves
 
 None of them holds a pixel. Undefined figures are null. Of many test images, or classes, outcomes.parquet holds what the
-figures would be without one of 256 buckets of images (or groups) each: as much as a comparison needs.
+figures would be without one of 256 buckets of images (or groups) each: as much as a comparison needs. Which labels look
+wrong is then in details.json.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.files import REPORTS, new_file, read_json, read_table, write_json, write_table
-from stages.scoring.intervals import BUCKETS, Estimate, Replicates, left_out
+from stages.scoring.intervals import BUCKETS, Estimate, Replicates, as_number, left_out
 from stages.scoring.metrics import LABEL_FIGURES, Outcomes
+from stages.scoring.suspects import Suspect, Suspects
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +47,8 @@ class Record:
     details : {"classes": [{"class", "images", figures}], "slices": [{"column", "value", "images", figures}],
         "not_sliced": [{"column", "values": how many have no slice of their own}],
         "labels": {budget: {"labels", figures}}, few to many, empty where the run has one budget,
-        "order": {"near", "tested"}, see samples/order.py, where features are vectors}
+        "order": {"near", "tested"}, see samples/order.py, where features are vectors,
+        "suspects": see scoring/suspects.py, where outcomes are not rows}
     cost : numbers, None where unknown
     outcomes : the rows, or for many test images the figures with buckets left out; intervals.differences takes both
     """
@@ -100,7 +103,16 @@ def _keyed(details: Mapping[str, Any]) -> dict[str, Any]:
         "not_sliced": {e["column"]: {"values": e["values"]} for e in details["not_sliced"]},
         "labels": details["labels"],
         **({"order": details["order"]} if "order" in details else {}),
+        **({"suspects": _suspects_keyed(details["suspects"])} if "suspects" in details else {}),
     }
+
+
+def _suspects_keyed(suspects: Suspects) -> dict[str, Any]:
+    likeliest: dict[str, dict[str, Any]] = {}
+    for s in suspects.likeliest:
+        figures = {"label": s.label, "p_label": as_number(s.p_label), "p_suggested": as_number(s.p_suggested)}
+        likeliest.setdefault(s.sample, {})[s.suggested] = figures
+    return {"images": suspects.images, "likeliest": likeliest}
 
 
 def _listed(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +127,17 @@ def _listed(content: Mapping[str, Any]) -> dict[str, Any]:
         "not_sliced": [{"column": column, **entry} for column, entry in content["not_sliced"].items()],
         "labels": dict(content["labels"]),
         **({"order": content["order"]} if "order" in content else {}),
+        **({"suspects": _suspects_listed(content["suspects"])} if "suspects" in content else {}),
     }
+
+
+def _suspects_listed(content: Mapping[str, Any]) -> Suspects:
+    likeliest = [
+        Suspect(sample, figures["label"], suggested, figures["p_label"], figures["p_suggested"])
+        for sample, suggestions in content["likeliest"].items()
+        for suggested, figures in suggestions.items()
+    ]
+    return Suspects(content["images"], sorted(likeliest, key=lambda s: s.p_label - s.p_suggested))
 
 
 def read_plot(run: str, name: str) -> list[dict[str, str]]:
@@ -132,9 +154,14 @@ def flat(estimates: Mapping[str, Estimate]) -> dict[str, float | None]:
     return values
 
 
+def too_many(outcomes: Outcomes) -> bool:
+    """Say whether these are more rows, or numbers, than a record holds."""
+    return len(outcomes) > MOST_ROWS or outcomes.probabilities.size > MOST_NUMBERS
+
+
 def write_outcomes(path: Path, outcomes: Outcomes | Replicates, facts: Mapping[str, Any]) -> None:
     """Write outcomes.parquet; more than MOST_ROWS rows, or MOST_NUMBERS, become figures with buckets left out."""
-    if isinstance(outcomes, Outcomes) and (len(outcomes) > MOST_ROWS or outcomes.probabilities.size > MOST_NUMBERS):
+    if isinstance(outcomes, Outcomes) and too_many(outcomes):
         outcomes = left_out(outcomes)
     table = outcomes_table(outcomes) if isinstance(outcomes, Outcomes) else _left_out_table(outcomes)
     write_table(path, table.replace_schema_metadata({b"run": json.dumps(facts, ensure_ascii=False).encode()}))

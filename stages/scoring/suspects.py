@@ -12,17 +12,17 @@ hard; a person decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from stages.scoring.comparison import BETTER, EVEN, DatasetComparison, verdict
-from stages.scoring.metrics import Outcomes
-from stages.scoring.records import Record
+from stages.scoring.metrics import Floats, Integers, Outcomes
 
-COLUMNS = ("dataset", "sample", "label", "suggested", "p_label", "p_suggested")
+MOST_KEPT = 1000
+"""Suspects of a run that its record names where it has no rows: of many test images the likeliest."""
+ROWS = 4096
+"""Images looked at at a time."""
 
 
 @dataclass(frozen=True)
@@ -41,68 +41,81 @@ class Suspect:
         return f"{self.p_suggested:.2f} {self.suggested}\nis {self.label}"
 
 
-def find_suspects(runs: Sequence[Outcomes]) -> list[Suspect]:
-    """Return the suspects among the test images of some runs of one data set, the likeliest first.
+@dataclass(frozen=True)
+class Suspects:
+    """How many images are suspects, and the suspects in order, the likeliest first, or the first of them."""
+
+    images: int
+    likeliest: list[Suspect]
+
+
+def find_suspects(runs: Sequence[Outcomes], most: int | None = None) -> Suspects:
+    """Return the suspects among the test images of some runs of one data set.
+
+    most : how many are wanted at most, the likeliest; all if not given.
 
     Where images have several labels, each label is judged by itself.
     """
+    classes, (names, labels, p) = runs[0].classes, _averaged(runs)
     if runs[0].multi_label:
-        found = [s for c in range(len(runs[0].classes)) for s in find_suspects([_one_label(run, c) for run in runs])]
-        return sorted(found, key=lambda s: (s.p_label - s.p_suggested, s.sample, s.suggested))
-    return _find(runs)
+        questions = [
+            ([f"not {name}", name], _judge(labels[:, c], np.stack([1 - p[:, c], p[:, c]], axis=1)))
+            for c, name in enumerate(classes)
+        ]
+    else:
+        questions = [(classes, _judge(labels, p))]
+    found = [
+        (float(low - high), names[row], answers[other], answers[own], float(low), float(high))
+        for answers, judged in questions
+        for row, own, other, low, high in zip(*_likeliest(judged, most), strict=True)
+    ]
+    return Suspects(
+        images=len(np.unique(np.concatenate([judged[0] for _, judged in questions]))),
+        likeliest=[Suspect(name, own, other, low, high) for _, name, other, own, low, high in sorted(found)[:most]],
+    )
 
 
-def _one_label(run: Outcomes, number: int) -> Outcomes:
-    name, p = run.classes[number], run.probabilities[:, number]
-    truth, both = run.truth[:, number], np.stack([1 - p, p], axis=1)
-    return replace(run, classes=[f"not {name}", name], truth=truth, probabilities=both)
+Judged = tuple[Integers, Integers, Integers, Floats, Floats]
+"""Of each suspect the row, the label, the class that it likely is, and the probabilities of both."""
 
 
-def _find(runs: Sequence[Outcomes]) -> list[Suspect]:
-    classes = runs[0].classes
+def _averaged(runs: Sequence[Outcomes]) -> tuple[list[str], Integers, Floats]:
+    """Return the images that runs have tested, their labels, and the mean of what was predicted for each."""
     numbers: dict[str, int] = {}
     rows = [np.array([numbers.setdefault(name, len(numbers)) for name in run.samples], np.int64) for run in runs]
-    total, times = np.zeros((len(numbers), len(classes))), np.zeros(len(numbers))
-    labels = np.zeros(len(numbers), np.int64)
+    p, times = np.zeros((len(numbers), len(runs[0].classes))), np.zeros(len(numbers))
+    labels = np.zeros((len(numbers), *runs[0].truth.shape[1:]), np.int64)
     for run, mine in zip(runs, rows, strict=True):
-        np.add.at(total, mine, run.probabilities)
+        np.add.at(p, mine, run.probabilities)
         np.add.at(times, mine, 1.0)
         labels[mine] = run.truth
-    p = total / times[:, None]
+    p /= times[:, None]
+    return list(numbers), labels, p
+
+
+def _judge(labels: Integers, p: Floats) -> Judged:
+    thresholds = np.full(p.shape[1], np.inf)  # of a class without images none can be taken for it
     found = np.unique(labels)
-    thresholds = np.full(len(classes), np.inf)  # of a class without images none can be taken for it
     thresholds[found] = [p[labels == c, c].mean() for c in found]
-    reached = np.where(p >= thresholds, p, -1.0)
-    counted, at = reached.argmax(axis=1), np.arange(len(p))
-    margin = p[at, counted] - p[at, labels]
-    suspected = np.flatnonzero((reached.max(axis=1) >= 0) & (counted != labels) & (margin > 0))
-    names = list(numbers)
-    suspected = np.array(sorted(suspected, key=lambda row: (-margin[row], names[row])), np.int64)
-    return [
-        Suspect(names[i], classes[labels[i]], classes[counted[i]], float(p[i, labels[i]]), float(p[i, counted[i]]))
-        for i in suspected
-    ]
+    parts = list(_suspected(labels, p, thresholds))
+    row, own, other, low, high = (np.concatenate(of) for of in zip(*parts, strict=True))
+    return row, own, other, low, high
 
 
-def judges(d: DatasetComparison, records: Mapping[str, Record]) -> list[str]:
-    """Return the runs that are asked: the best, and the transfers in the choice that are not shown to be worse."""
-    equal = [
-        name
-        for name, difference in d.to_best.items()
-        if verdict(difference) in (EVEN, BETTER) and records[name].facts["family"] != "none"
-    ]
-    return [name for name in d.runs if name == d.best or name in equal]
+def _suspected(labels: Integers, p: Floats, thresholds: Floats) -> Iterator[Judged]:
+    for start in range(0, len(p), ROWS):
+        mine, own = p[start : start + ROWS], labels[start : start + ROWS]
+        reached = np.where(mine >= thresholds, mine, -1.0)
+        other, at = reached.argmax(axis=1), np.arange(len(mine))
+        low, high = mine[at, own], mine[at, other]
+        suspected = np.flatnonzero((reached.max(axis=1) >= 0) & (other != own) & (high > low))
+        yield start + suspected, own[suspected], other[suspected], low[suspected], high[suspected]
 
 
-def suspects_of(d: DatasetComparison, records: Mapping[str, Record]) -> list[Suspect] | None:
-    """Return the suspects of a data set; None where the runs' records have no rows, because there are too many."""
-    outcomes = [records[name].outcomes for name in judges(d, records)]
-    rows = [found for found in outcomes if isinstance(found, Outcomes)]
-    return find_suspects(rows) if rows else None
-
-
-def suspect_rows(suspects: Mapping[str, Sequence[Suspect] | None]) -> Iterator[dict[str, Any]]:
-    """Yield a row of suspects.csv for each suspect of each data set."""
-    for dataset, found in suspects.items():
-        for suspect in found or ():
-            yield {"dataset": dataset, **asdict(suspect)}
+def _likeliest(judged: Judged, most: int | None) -> Judged:
+    """Return those that may be among the `most` likeliest; of equal ones all, names decide then."""
+    margin = judged[3] - judged[4]
+    if most is None or len(margin) <= most:
+        return judged
+    row, own, other, low, high = (of[margin <= np.partition(margin, most - 1)[most - 1]] for of in judged)
+    return row, own, other, low, high

@@ -23,8 +23,8 @@ from stages.scoring.comparison import (
     verdict,
 )
 from stages.scoring.intervals import left_out
+from stages.scoring.judges import judges
 from stages.scoring.records import Record
-from stages.scoring.suspects import judges
 from tests.scoring.made_up import SPLIT, make_outcomes, make_params, make_record
 
 IMAGES = 400

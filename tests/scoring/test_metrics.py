@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
+from stages.scoring import metrics
 from stages.scoring.intervals import estimates
 from stages.scoring.metrics import (
     FIGURES,
@@ -210,3 +211,29 @@ def test_an_image_of_weight_two_counts_as_two_and_units_share_a_weight() -> None
     ):
         for figure, value in expected.items():
             np.testing.assert_allclose(found[figure], value, atol=1e-12, err_msg=figure)
+
+
+@pytest.mark.parametrize("decimals", [1, 9])  # with many equal probabilities, and without
+@pytest.mark.parametrize("kind", ["two classes", "five classes", "labels"])
+def test_leaving_a_unit_out_is_giving_its_images_no_weight(
+    kind: str, decimals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "SCORES", 7)
+    monkeypatch.setattr(metrics, "COLUMNS", 2)
+    monkeypatch.setattr(metrics, "ROWS", 33)
+    random = np.random.default_rng(3)
+    if kind == "labels":
+        truth, p = several(decimals=decimals)
+    else:
+        k = 2 if kind == "two classes" else 5
+        truth = random.integers(0, k, 300)
+        p = np.round(random.dirichlet(np.ones(k), 300) + 0.5 * np.eye(k)[truth], decimals)
+    units = random.integers(0, 9, len(truth))
+    units[truth == 1 if truth.ndim == 1 else truth[:, 0] == 1] = 4  # without it there is nothing to find
+    scores = (LabelScores if kind == "labels" else Scores)(truth, p, units)
+    found, expected = scores.left_out(12), scores.figures(np.concatenate([np.ones((1, 9)), 1 - np.eye(9)]))
+    assert set(found) == set(expected)
+    for figure, values in expected.items():
+        np.testing.assert_allclose(found[figure][:10], values, atol=1e-12, err_msg=figure)
+        np.testing.assert_allclose(found[figure][10:], values[[0, 0, 0]], atol=1e-12)  # units without images
+    assert np.isnan(found["class_auc"][5]).any()
