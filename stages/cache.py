@@ -25,7 +25,7 @@ from stages.backbones.backbone import load_backbone
 from stages.backbones.trained import backbone_folder
 from stages.cli import UserError, guard, warn
 from stages.extract import context, pixel_context, sizes_elsewhere, wanted_columns
-from stages.files import DATA, FEATURES, read_json
+from stages.files import DATA, FEATURES, is_in_use, read_json
 from stages.params import read_params
 from stages.scoring.wording import size
 from stages.sources._raw import read_images
@@ -129,12 +129,15 @@ def size_of(path: Path) -> int:
 
 
 def given_up() -> Iterator[Path]:
-    """Yield what was begun in the cache and not touched for a day: a training's folder, a download."""
+    """Yield what was begun in the cache and not touched for a day: a training's folder, a download.
+
+    The clock may have jumped: what a process of this machine works with is never given up.
+    """
     for name in UNFINISHED:
         for path in sorted((cache_root() / name).glob("*")):
             with suppress(FileNotFoundError):
                 touched = max(inner.stat().st_mtime for inner in (path, *path.rglob("*")))
-                if time.time() - touched > OLD_SECONDS:
+                if time.time() - touched > OLD_SECONDS and not is_in_use(path):
                     yield path
 
 

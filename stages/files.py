@@ -35,6 +35,7 @@ ROWS_IN_A_GROUP = 2**16
 """Rows of a table that are encoded at a time."""
 LEARNED = "learned.parquet"
 """In a folder with a network that was trained here: what images it has learned from, by their pixels."""
+_USED_BY = ".used-by-"
 
 
 def hash_bytes(content: bytes) -> str:
@@ -132,6 +133,30 @@ def writer_of(temporary: Path) -> int | None:
     """Return the number of the process that writes, or wrote, under a temporary name; None where it has none."""
     process = temporary.name.removesuffix("-journal").rpartition("-")[2]  # SQLite has a file of its own beside it
     return int(process) if process.isdecimal() else None
+
+
+@contextmanager
+def in_use(path: Path) -> Iterator[None]:
+    """Mark that this process works with what lies, or will lie, at a path, so that nobody takes it for given up."""
+    mark = path.with_name(f"{path.name}{_USED_BY}{os.getpid()}")
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    for of_killed in (found for found in _marks(path) if not is_in_use(found)):
+        of_killed.unlink(missing_ok=True)
+    mark.touch()
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a process of this machine works with what lies at a path, or this is the mark of one that lives."""
+    marks = [path] if _USED_BY in path.name else _marks(path)
+    return any(is_running(int(found.name.rpartition("-")[2])) for found in marks)
+
+
+def _marks(path: Path) -> list[Path]:
+    return list(path.parent.glob(f"{glob.escape(path.name.removesuffix('.part'))}{_USED_BY}*"))
 
 
 def is_running(pid: int) -> bool:

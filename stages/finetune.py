@@ -11,6 +11,7 @@ all samples and is not scored. Each model's folder holds the frozen part too, so
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -29,6 +30,7 @@ from stages.files import (
     MODELS,
     hash_file,
     hash_json,
+    in_use,
     link_or_copy,
     new_folder,
     read_table,
@@ -74,7 +76,8 @@ def finetune(name: str, run: Run) -> None:
         _check_unseen(name, run, samples, features, repeats, learned)
     if not _streams(run):
         _tell_memory(name, run, samples, features)
-    with new_folder(MODELS / name) as folder:
+    marked = in_use(_checkpoints(run, samples, features)) if _streams(run) else nullcontext()
+    with marked, new_folder(MODELS / name) as folder:
         *fewer, most = run.budgets
         for budget in fewer:
             for repeat in range(repeats):

@@ -16,6 +16,7 @@ from stages.cache import all_uses, describe, held, main, prune
 from stages.cli import UserError
 from stages.extract import extract
 from stages.fetch import fetch
+from stages.files import in_use
 from stages.params import read_params
 from tests.conftest import cell_files
 
@@ -143,6 +144,25 @@ def test_what_was_begun_is_removed_once_it_is_old() -> None:
     assert prune(held(all_uses()[0])) == 3 + 4
     assert sorted(path.name for path in trainings.iterdir()) == ["begun-again", "new"]
     assert list(downloads.iterdir()) == []
+
+
+@pytest.mark.usefixtures("project")
+def test_what_a_living_process_works_with_is_kept_though_the_clock_has_jumped(monkeypatch: pytest.MonkeyPatch) -> None:
+    training, download = Path(".transfer/cache/trainings/0a"), Path(".transfer/cache/downloads/0123")
+    began = [training / "repeat-0-train-all-choice.pt", download.with_name("0123.part"), download]
+    with in_use(training), in_use(download):
+        for path in began:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"123")
+        killed = training.with_name(f"0b.used-by-{2**22 + 1}")  # more than Linux gives
+        killed.touch()
+        later = time.time() + 3 * 86400
+        monkeypatch.setattr("stages.cache.time.time", lambda: later)
+        assert prune(held(all_uses()[0])) == 0
+        assert all(path.is_file() for path in began)
+        assert not killed.exists()
+    assert prune(held(all_uses()[0])) == 9
+    assert [*training.parent.iterdir(), *download.parent.iterdir()] == []
 
 
 @pytest.mark.usefixtures("project")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.cli import UserError, progress
-from stages.files import hash_file
+from stages.files import hash_file, in_use
 from stages.store.location import cache_root
 
 if TYPE_CHECKING:
@@ -34,10 +34,11 @@ def downloaded(url: str | None, sha256: str | None, path: Path) -> Iterator[Path
         return
     assert sha256 is not None
     target = cache_root() / "downloads" / sha256
-    if not target.is_file():
-        download(url, target, "sha256", sha256)
-    yield target
-    target.unlink(missing_ok=True)
+    with in_use(target):
+        if not target.is_file():
+            download(url, target, "sha256", sha256)
+        yield target
+        target.unlink(missing_ok=True)
 
 
 def download(url: str, target: Path, algorithm: str, expected: str) -> None:
