@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -665,7 +666,7 @@ def test_what_was_kept_and_is_damaged_is_decoded_again(capfd):
 
 
 @pytest.mark.usefixtures("engines", "large")
-def test_pixels_are_kept_for_others_alone_and_of_large_files_alone(work):
+def test_pixels_are_kept_for_others_alone_of_large_files_alone_and_where_there_is_room(work, monkeypatch):
     def pixels():
         written = [json.loads(path.read_text()) for path in Path("cache").rglob("context.json")]
         return sum("network" not in context for context in written)
@@ -676,4 +677,12 @@ def test_pixels_are_kept_for_others_alone_and_of_large_files_alone(work):
     (work / "params.yaml").write_text(TWO.replace("image_size: 48", "image_size: 480"))
     shutil.rmtree("cache")
     extract("one", entry(images="large"))
-    assert pixels() == 0  # at 480 x 480 they would take more room than the files
+    assert pixels() == 0  # at 480 x 480 they would take several times the room of the files
+    (work / "params.yaml").write_text(TWO)
+    shutil.rmtree("cache")
+    free = 2 * 3 * (32 * 32 + 48 * 48)  # half of it is what one coloured image takes
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    extract("one", entry(images="large"))
+    assert pixels() == 1
+    [kept] = [row for row in held(list(uses(Path()))) if row.what == "images as pixels"]
+    assert 1 <= len(kept.images) <= 3  # grey ones take a third

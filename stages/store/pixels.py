@@ -2,13 +2,15 @@
 
 Where a project extracts several features of the same images, a photograph of some megabytes takes longer to read and
 decode than most networks take to look at it. So the first extraction keeps its pixels, at the sizes of all of them, and
-the others begin with these. Small files are decoded again: their pixels take more room than the files themselves.
+the others begin with these. Small files are decoded again: that is fast, and their pixels take several times the room
+of the files. Of a disk, pixels never take more than half of what is free when they begin to be kept.
 
 They lie where features with `cut: image` look for theirs.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from threading import Lock
@@ -20,13 +22,15 @@ import numpy.typing as npt
 from stages.samples.decoding import to_arrays
 from stages.store.activations import Digests, to_digests
 from stages.store.cache import ActivationCache, Column, DamagedShardError, Stored, clocks
+from stages.store.location import cache_root
 from stages.threads import thread_count
 
 Pixels = dict[int, npt.NDArray[np.uint8]]
 """Of an image, for each size (C, S, S)."""
 
-LARGEST_SHARE = 1.0
+LARGEST_SHARE = 2.0
 """Pixels are kept where they take at most so much of the room that their file takes."""
+SHARE_OF_FREE = 0.5
 COLOURS = 3
 """Whether an image is grey is seen when it is decoded; until then it counts as a coloured one."""
 
@@ -47,6 +51,10 @@ class KeptPixels(AbstractContextManager["KeptPixels"]):
         self._resize, self._interpolation = context["resize"], context["interpolation"]
         self._digests, self._elsewhere = digests, set(elsewhere)
         self._cache, self._lock, self._took = ActivationCache(context), Lock(), np.zeros(2)
+        self._left = 0.0
+        if self._elsewhere:
+            cache_root().mkdir(parents=True, exist_ok=True)
+            self._left = SHARE_OF_FREE * shutil.disk_usage(cache_root()).free
         self._found: Stored | None = None
         self._writer = self._cache.writer(lambda: self._took.copy())
 
@@ -69,13 +77,14 @@ class KeptPixels(AbstractContextManager["KeptPixels"]):
         content, began = read(), clocks()
         wanted = {*sizes, *self._elsewhere}
         room = COLOURS * sum(size * size for size in wanted)
-        keep = bool(self._elsewhere) and room <= LARGEST_SHARE * len(content)
+        keep = bool(self._elsewhere) and room <= min(LARGEST_SHARE * len(content), self._left)
         pixels = to_arrays(content, sorted(wanted if keep else sizes), self._resize, self._interpolation)
         if keep:
             seconds = (clocks() - began)[0]
             rows = {pixel_column(size): array[np.newaxis] for size, array in pixels.items()}
             with self._lock:
                 self._took += seconds / thread_count(), seconds
+                self._left -= sum(array.nbytes for array in pixels.values())
                 self._writer.add([image_hash], len(next(iter(pixels.values()))), rows)
         return {size: pixels[size] for size in sizes}
 
