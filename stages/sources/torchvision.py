@@ -1,7 +1,8 @@
 """A data set that torchvision knows by name, from its folder of downloads.
 
 Columns: `class`, by its name where torchvision says it, else by number; `split`, where the data set brings one. Images
-come as PNG, which keeps each pixel. What is not in the folder is downloaded by torchvision, where a network is.
+that lie there as files are taken as they are, under their names; those of arrays come as PNG, which keeps each pixel.
+What is not in the folder is downloaded by torchvision, where a network is.
 
     downloads: {land: {source: torchvision, path: requirements.lock, name: EuroSAT}}
 """
@@ -27,17 +28,26 @@ from stages.sources.shared.pictures import as_png
 _TRAIN: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 _TWO: dict[str, dict[str, Any]] = {part: {"split": part} for part in ("train", "test")}
 _THREE: dict[str, dict[str, Any]] = {**_TWO, "validation": {"split": "val"}}
+_VALIDATED: dict[str, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "val"}}
 _ALL: dict[str, dict[str, Any]] = {"": {}}
 PARTS: dict[str, dict[str, dict[str, Any]]] = {
-    **dict.fromkeys(("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS"), _TRAIN),
-    **dict.fromkeys(("Food101", "GTSRB", "STL10", "SVHN"), _TWO),
+    **dict.fromkeys(("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS"), _TRAIN),
+    **{
+        f"EMNIST-{of}": {part: {"split": of, **keys} for part, keys in _TRAIN.items()}
+        for of in ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
+    },
+    **dict.fromkeys(("FER2013", "Food101", "GTSRB", "STL10", "SVHN", "StanfordCars"), _TWO),
     **dict.fromkeys(("DTD", "FGVCAircraft", "Flowers102", "PCAM", "RenderedSST2"), _THREE),
     "Country211": {**_TWO, "validation": {"split": "valid"}},
-    "Imagenette": {"train": {"split": "train"}, "test": {"split": "val"}},
+    **dict.fromkeys(("CLEVRClassification", "ImageNet", "Imagenette"), _VALIDATED),
+    "Places365": {"train": {"split": "train-standard", "small": True}, "test": {"split": "val", "small": True}},
     "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
-    **dict.fromkeys(("Caltech101", "Caltech256", "EuroSAT", "SUN397"), _ALL),
+    **dict.fromkeys(("Caltech101", "Caltech256", "EuroSAT", "SEMEION", "SUN397"), _ALL),
 }
-"""By name what to ask a data set for, to get each of its parts."""
+"""By name what to ask a data set for, to get each of its parts. What follows a dash is asked for, too."""
+PAGES = "https://docs.pytorch.org/vision/stable/generated"
+BY_HAND = ("FER2013", "ImageNet", "StanfordCars")
+"""Data sets that torchvision reads and does not download."""
 
 
 class Params(Download):
@@ -72,6 +82,7 @@ def fetch(params: Params, folder: Path) -> None:
 def _find(name: str, root: Path, part: str, keys: dict[str, Any]) -> Iterator[Found]:
     data = _open(name, root, keys)
     names = getattr(data, "classes", None) or getattr(data, "categories", None)
+    files = _files(data)
     lock = threading.Lock()  # a data set may read from one open file
     width = len(str(len(data)))
 
@@ -81,37 +92,68 @@ def _find(name: str, root: Path, part: str, keys: dict[str, Any]) -> Iterator[Fo
         return as_png(image)
 
     for row, label in enumerate(_labels(data)):
-        word = names[label] if names else label
+        word = names[label] if names and label is not None else label
         columns = {"class": word[0] if isinstance(word, tuple) else word, **({"split": part} if part else {})}
-        yield Found(f"{part or 'all'}/{row:0{width}}.png", partial(content, row), columns)
+        if files:  # in no order of their own: by name they are found again
+            yield Found(f"{part or 'all'}/{files[row].relative_to(root).as_posix()}", files[row], columns)
+        else:
+            yield Found(f"{part or 'all'}/{row:0{width}}.png", partial(content, row), columns)
 
 
 def _open(name: str, root: Path, keys: dict[str, Any]) -> Any:
     """Open a part of a data set, and have it downloaded where it is not there."""
     from torchvision import datasets
 
-    make = getattr(datasets, name)
+    kind = name.partition("-")[0]
+    make = getattr(datasets, kind)
     try:
-        return make(str(root), **keys)
-    except (RuntimeError, OSError):  # not there, or not whole
-        pass
+        return make(str(root), **({} if name in BY_HAND else {"download": False}), **keys)
+    except (RuntimeError, OSError) as error:
+        if isinstance(error.__context__, ImportError):
+            missing = error.__context__.name
+            raise UserError(f"torchvision's {name} is read by {missing}: `uv pip install {missing}`") from None
+        if name in BY_HAND:
+            raise UserError(
+                f"torchvision's {name} is not in {root}, and torchvision does not download it ({_reason(error)}): "
+                f"bring it there as {PAGES}/torchvision.datasets.{kind}.html says"
+            ) from None
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return make(str(root), download=True, **keys)
     except Exception as error:  # whatever a download stumbles over, in the library, on the way or on the server
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        asked = ", ".join([f"'{root}'", *(f"{key}={value!r}" for key, value in keys.items()), "download=True"])
         raise UserError(
-            f"torchvision's {name} is not in {root}, and cannot be downloaded ({reason}): where there is a network, "
-            f"run `python -c \"from torchvision.datasets import {name}; {name}('{root}', download=True)\"`, and bring "
-            "the folder here"
+            f"torchvision's {name} is not in {root}, and cannot be downloaded ({_reason(error)}): where there is a "
+            f'network, run `python -c "from torchvision.datasets import {kind}; {kind}({asked})"`, and bring the '
+            "folder here"
         ) from None
 
 
-def _labels(data: Any) -> list[int]:
-    """Return the labels of a data set, without decoding its images where it keeps them apart."""
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _labels(data: Any) -> list[int | None]:
+    """Return the labels of a data set, without decoding its images where it keeps them apart; None where none is."""
     for place in ("_labels", "targets", "labels", "y"):
         if len(kept := getattr(data, place, ())) == len(data):
-            return [int(label) for label in kept]
+            return [_label(label) for label in kept]
     if len(kept := getattr(data, "_samples", None) or ()) == len(data):
-        return [int(label) for _, label in kept]
-    return [int(data[row][1]) for row in range(len(data))]
+        return [_label(label) for _, label in kept]
+    return [_label(data[row][1]) for row in range(len(data))]
+
+
+def _label(value: Any) -> int | None:
+    if value is None:
+        return None
+    return int(value[0] if getattr(value, "ndim", 0) else value)  # QMNIST says more than the digit
+
+
+def _files(data: Any) -> list[Path]:
+    """Return the files of a data set's images, where each lies in one of its own; else none."""
+    for place in ("samples", "imgs", "_samples", "_image_files", "_images"):
+        kept = getattr(data, place, None) or ()
+        found = [entry[0] if isinstance(entry, tuple) else entry for entry in kept]
+        if len(found) == len(data) and all(isinstance(entry, str | Path) for entry in found):
+            return [Path(entry) for entry in found]
+    return []

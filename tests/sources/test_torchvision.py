@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision import datasets
 
 from stages.cli import UserError
-from stages.files import RAW
+from stages.files import RAW, hash_file
 from stages.sources import torchvision as source
 from stages.sources._raw import Images, read_images
 from tests.sources.test_folder import rows
@@ -35,30 +38,124 @@ def test_a_data_set_of_folders_has_the_names_of_its_classes(cells: list[Path]) -
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(cells[at].read_bytes())
     images = fetch("EuroSAT")
-    assert rows(images, "class") == [("all/0.png", "Forest"), ("all/1.png", "Forest"), ("all/2.png", "River")]
+    folder = "all/eurosat/2750"
+    assert rows(images, "class") == [
+        (f"{folder}/Forest/0.png", "Forest"), (f"{folder}/Forest/2.png", "Forest"), (f"{folder}/River/1.png", "River")
+    ]  # fmt: skip
     assert images.columns == ["class"]
-    # ImageFolder gives every image three channels
-    np.testing.assert_array_equal(pixels(images.read(1))[..., 0], np.asarray(Image.open(cells[2])))
+    assert images.read(1) == cells[2].read_bytes()  # the file as it is, though torchvision would make it coloured
 
 
-def test_a_data_set_in_one_file_brings_its_split(work: Path) -> None:
+def test_files_that_a_list_names_bring_its_split(cells: list[Path]) -> None:
+    root = Path("cache/food-101")
+    (root / "meta").mkdir(parents=True)
+    listed = {"train": {"pho": ["pho/1", "pho/2"], "ramen": ["ramen/3"]}, "test": {"pho": ["pho/4"], "ramen": []}}
+    for part, of in listed.items():
+        (root / "meta" / f"{part}.json").write_text(json.dumps(of))
+        for name in (name for names in of.values() for name in names):
+            path = root / "images" / f"{name}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(cells[int(path.stem)].read_bytes())
+    images = fetch("Food101")
+    folder = "food-101/images"
+    assert rows(images, "class", "split") == [
+        (f"test/{folder}/pho/4.jpg", "pho", "test"),
+        *[(f"train/{folder}/pho/{n}.jpg", "pho", "train") for n in (1, 2)],
+        (f"train/{folder}/ramen/3.jpg", "ramen", "train"),
+    ]
+    assert images.read(0) == cells[4].read_bytes()
+
+
+def write_digits(folder: str, images: dict[str, str], labels: dict[str, str], as_labels: Any) -> dict[str, Any]:
+    """Write twelve training and three test images in MNIST's format, under these names; returns their pixels."""
     random = np.random.default_rng(0)
-    raw = work / "cache/FashionMNIST/raw"
+    raw = Path("cache") / folder / "raw"
     raw.mkdir(parents=True)
-    arrays = {part: random.integers(0, 256, (count, 28, 28), np.uint8) for part, count in (("train", 12), ("t10k", 3))}
-    for part, array in arrays.items():
-        labels = np.arange(len(array), dtype=np.uint8) % 10
-        for kind, content in (("images-idx3", array), ("labels-idx1", labels)):
-            header = struct.pack(f">{content.ndim + 1}i", 0x0800 + content.ndim, *content.shape)
-            (raw / f"{part}-{kind}-ubyte").write_bytes(header + content.tobytes())
+    arrays = {}
+    for part, count in (("train", 12), ("test", 3)):
+        arrays[part] = random.integers(0, 256, (count, 28, 28), np.uint8)
+        for name, content in ((images[part], arrays[part]), (labels[part], as_labels(np.arange(count) % 10))):
+            kind = 0x0C00 if content.dtype == np.dtype(">i4") else 0x0800
+            header = struct.pack(f">{content.ndim + 1}i", kind + content.ndim, *content.shape)
+            (raw / name).write_bytes(header + content.tobytes())
+    return arrays
+
+
+@pytest.mark.usefixtures("work")
+def test_a_data_set_in_one_file_brings_its_split() -> None:
+    names = {"train": "train", "test": "t10k"}
+    arrays = write_digits(
+        "FashionMNIST",
+        {part: f"{name}-images-idx3-ubyte" for part, name in names.items()},
+        {part: f"{name}-labels-idx1-ubyte" for part, name in names.items()},
+        lambda digits: digits.astype(np.uint8),
+    )
     images = fetch("FashionMNIST")
     assert len(images) == 15
     assert rows(images, "class", "split")[:4] == [
         *[("test/0.png", "T-shirt/top", "test"), ("test/1.png", "Trouser", "test"), ("test/2.png", "Pullover", "test")],
         ("train/00.png", "T-shirt/top", "train"),
     ]
-    np.testing.assert_array_equal(pixels(images.read(1)), arrays["t10k"][1])
+    np.testing.assert_array_equal(pixels(images.read(1)), arrays["test"][1])
     np.testing.assert_array_equal(pixels(images.read(14)), arrays["train"][11])
+
+
+@pytest.mark.usefixtures("work")
+def test_emnist_is_named_with_the_choice_of_its_classes() -> None:
+    parts = ("train", "test")
+    write_digits(
+        "EMNIST",
+        {part: f"emnist-letters-{part}-images-idx3-ubyte" for part in parts},
+        {part: f"emnist-letters-{part}-labels-idx1-ubyte" for part in parts},
+        lambda digits: (digits + 1).astype(np.uint8),
+    )
+    images = fetch("EMNIST-letters")
+    assert images.facts["origin"].endswith(" EMNIST-letters")
+    assert rows(images, "class", "split")[2:5] == [
+        ("test/2.png", "c", "test"), ("train/00.png", "a", "train"), ("train/01.png", "b", "train")
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("work")
+def test_of_qmnist_s_many_labels_the_digit_is_the_class() -> None:
+    parts = ("train", "test")
+    write_digits(
+        "QMNIST",
+        {part: f"qmnist-{part}-images-idx3-ubyte" for part in parts},
+        {part: f"qmnist-{part}-labels-idx2-int" for part in parts},
+        lambda digits: np.stack([digits, *[digits * 0 + 1000 + n for n in range(7)]], axis=1).astype(">i4"),
+    )
+    assert rows(fetch("QMNIST"), "class", "split")[2:5] == [
+        ("test/2.png", "2 - two", "test"), ("train/00.png", "0 - zero", "train"), ("train/01.png", "1 - one", "train")
+    ]  # fmt: skip
+
+
+def test_digits_as_lines_of_numbers_are_read(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ink = np.random.default_rng(0).integers(0, 2, (4, 256))
+    lines = [
+        " ".join(map(str, [*row, *np.eye(10, dtype=int)[digit]])) for row, digit in zip(ink, (3, 0, 9, 3), strict=True)
+    ]
+    (work / "cache").mkdir()
+    (work / "cache/semeion.data").write_text("\n".join(lines))
+    monkeypatch.setattr(datasets.SEMEION, "md5_checksum", hash_file(work / "cache/semeion.data", "md5"))
+    images = fetch("SEMEION")
+    assert rows(images, "class") == [("all/0.png", 3), ("all/1.png", 0), ("all/2.png", 9), ("all/3.png", 3)]
+    np.testing.assert_array_equal(pixels(images.read(2)), ink[2].reshape(16, 16) * 255)
+
+
+def test_test_images_whose_labels_are_not_published_have_none(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = work / "cache/fer2013"
+    folder.mkdir(parents=True)
+    face = " ".join(str(n % 256) for n in range(48 * 48))
+    (folder / "train.csv").write_text(f"emotion,pixels\n3,{face}\n6,{face}\n")
+    (folder / "test.csv").write_text(f"pixels\n{face}\n")
+    known = {part: (f"{part}.csv", hash_file(folder / f"{part}.csv", "md5")) for part in ("train", "test")}
+    monkeypatch.setattr(datasets.FER2013, "_RESOURCES", {**datasets.FER2013._RESOURCES, **known})
+    images = fetch("FER2013")
+    assert rows(images, "class", "split") == [
+        ("test/0.png", None, "test"), ("train/0.png", 3, "train"), ("train/1.png", 6, "train")
+    ]  # fmt: skip
+    np.testing.assert_array_equal(pixels(images.read(0)).ravel(), np.arange(48 * 48) % 256)
 
 
 @pytest.mark.usefixtures("no_network")
@@ -66,7 +163,7 @@ def test_what_is_not_there_and_cannot_be_downloaded_is_one_line_that_says_how_to
     with pytest.raises(UserError) as error:
         fetch("CIFAR10")
     assert str(error.value).startswith("torchvision's CIFAR10 is not in cache, and cannot be downloaded (")
-    assert "from torchvision.datasets import CIFAR10; CIFAR10('cache', download=True)" in str(error.value)
+    assert "from torchvision.datasets import CIFAR10; CIFAR10('cache', train=True, download=True)" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -77,13 +174,26 @@ def test_a_name_that_is_none_is_told_with_the_nearest() -> None:
         fetch("Cifar10")
 
 
+@pytest.mark.usefixtures("no_network")
+def test_what_is_downloaded_by_hand_is_told_with_the_page_that_says_how() -> None:
+    with pytest.raises(UserError) as error:
+        fetch("ImageNet")
+    assert str(error.value).startswith("torchvision's ImageNet is not in cache, and torchvision does not download it (")
+    assert str(error.value).endswith("torchvision.datasets.ImageNet.html says")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("work")
+def test_a_package_that_a_data_set_is_read_by_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UserError, match=r"^torchvision's PCAM is read by h5py: `uv pip install h5py`$"):
+        fetch("PCAM")
+
+
+@pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("name", sorted(source.PARTS))
-def test_every_name_and_every_part_is_one_of_torchvisions(name: str) -> None:
-    import inspect
-
-    from torchvision import datasets
-
-    known = inspect.signature(getattr(datasets, name).__init__).parameters
-    assert "download" in known
+def test_every_part_of_every_data_set_is_one_that_torchvision_has(name: str) -> None:
     for keys in source.PARTS[name].values():
-        assert set(keys) <= set(known)
+        with pytest.raises(UserError, match=f"^torchvision's {name} (is not in cache, and|is read by h5py)") as error:
+            source._open(name, Path("cache"), keys)  # a key or value that it has not would be another error
+        assert "\n" not in str(error.value)
