@@ -390,7 +390,35 @@ def test_a_link_that_leads_back_is_followed_once(project: Project) -> None:
 
     photos = sorted(f"{path.parent.name}/{path.name}" for path in project.path("photos").glob("*/*.png"))
     (project.path("photos/sound") / "again").symlink_to(project.path("photos"))
-    ended = project.run("python -m stages.fetch photos", timeout=60, check=True)
+    ended = project.run("dvc repro fetch@photos", timeout=100, check=True)  # DVC reads the folder, too
+    assert stages_run(ended.stdout) == {"fetch@photos"}
     assert "Traceback" not in ended.stderr
     images = pq.read_table(project.path("data/raw/photos/images.parquet"))
     assert images["sample"].to_pylist() == photos
+    assert stages_run(project.run("dvc repro fetch@photos", timeout=100, check=True).stdout) == set()
+
+
+@pytest.mark.parametrize(
+    "what", ["a link to nothing", "a link to itself", "a name that is no UTF-8", "no right to read"]
+)
+def test_what_dvc_cannot_read_in_a_folder_that_it_watches_ends_in_a_line(what: str, finished: Project) -> None:
+    """docs/reliability.md and docs/troubleshooting.md say that DVC stops there, and have to change if it ever goes on."""
+    folder = finished.path("photos/sound")
+    if what == "a link to nothing":
+        (folder / "odd.png").symlink_to(folder / "nothing")
+    elif what == "a link to itself":
+        (folder / "odd.png").symlink_to(folder / "odd.png")
+    elif what == "no right to read":
+        (folder / "odd.png").write_bytes(b"x")
+        (folder / "odd.png").chmod(0)
+        if os.access(folder / "odd.png", os.R_OK):
+            pytest.skip("this user may read everything")
+    else:
+        Path(os.fsdecode(os.fsencode(folder) + b"/odd\xff.png")).write_bytes(b"x")
+    before = bytes_written(finished)
+    ended = finished.run("dvc repro", timeout=100)
+    assert ended.returncode == 255
+    assert "failed to reproduce 'fetch@photos'" in ended.stderr
+    assert ("odd.png" if what != "a name that is no UTF-8" else r"'\udcff'") in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert bytes_written(finished) == before
