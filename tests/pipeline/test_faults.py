@@ -402,7 +402,7 @@ def test_a_link_that_leads_back_is_followed_once(project: Project) -> None:
     "what", ["a link to nothing", "a link to itself", "a name that is no UTF-8", "no right to read"]
 )
 def test_what_dvc_cannot_read_in_a_folder_that_it_watches_ends_in_a_line(what: str, finished: Project) -> None:
-    """docs/reliability.md and docs/troubleshooting.md say that DVC stops there, and have to change if it ever goes on."""
+    """docs/reliability.md and docs/troubleshooting.md say that DVC stops there; they change if it ever goes on."""
     folder = finished.path("photos/sound")
     if what == "a link to nothing":
         (folder / "odd.png").symlink_to(folder / "nothing")
