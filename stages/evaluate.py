@@ -193,11 +193,17 @@ def draw_mistakes(path: Path, dataset: str, outcomes: Outcomes) -> None:
 def describe(
     samples: Samples, rows: Integers, outcomes: Outcomes, of_classes: dict[str, dict[str, Estimate]]
 ) -> dict[str, Any]:
-    """Return the figures of each class, and of the images with each value of the source's columns."""
+    """Return the figures of each class, and of the images with each value of the source's columns.
+
+    A column that is the class, as that of a folder is, says nothing that the figures of each class do not.
+    """
     images = [int(outcomes.positive(c).sum()) for c in range(len(outcomes.classes))]
+    labels = None if outcomes.multi_label else [outcomes.classes[label] for label in outcomes.truth]
     slices, left = [], []
     for column in samples.facts["columns"]:
         values = samples.table[column].take(rows).to_pylist()
+        if [str(value) for value in values] == labels:
+            continue
         of_each, shown, values_left = into_slices(values)
         slices += [{"column": column, "value": name, **slice_figures(of_each, name, outcomes)} for name in shown]
         left += [{"column": column, "values": values_left}] * bool(values_left)

@@ -181,12 +181,20 @@ def _every_features() -> list[Features]:
         return []
 
 
-def sizes_elsewhere(entry: Features, every: Sequence[Features]) -> set[int]:
-    """Return the sizes that all features of the same images are extracted at; none where there are no others."""
+def sizes_elsewhere(entry: Features, every: Sequence[Features]) -> dict[str, set[int]]:
+    """Return by interpolation the sizes that features of the same images see; nothing where there are no others.
+
+    Features whose network is not there yet are not counted: which interpolation it asks for is not known.
+    """
     alike = [e for e in every if (e.images, e.resize) == (entry.images, entry.resize)]
-    if len(alike) > 1:
-        return {size for e in alike for size in e.image_size}
-    return set()
+    found: dict[str, set[int]] = {}
+    for e in alike if len(alike) > 1 else ():
+        for folder in ("", "final", "repeat-0"):
+            network = DATA / e.backbone / folder / "network.json"
+            if network.is_file():
+                found.setdefault(read_json(network)["interpolation"], set()).update(e.image_size)
+                break
+    return found
 
 
 class _Block(NamedTuple):

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -165,14 +165,22 @@ def to_arrays(
     The pixels of one size do not depend on which others are asked for. Everything is decoded once, but for a JPEG and
     sizes above SMALL, which may need more of its pixels. Raises BadImage.
     """
+    return to_arrays_of_each(content, {interpolation: sizes}, resize)[interpolation]
+
+
+def to_arrays_of_each(
+    content: bytes, wanted: Mapping[str, Sequence[int]], resize: str = "crop"
+) -> dict[str, dict[int, NDArray[np.uint8]]]:
+    """The same for each interpolation at its sizes; decoded once for all of them. Raises BadImage."""
     together: dict[object, list[int]] = {}
-    for size in sizes:
+    for size in dict.fromkeys(size for sizes in wanted.values() for size in sizes):
         together.setdefault(_drafted(content, _enough(size)) if content.startswith(_JPEG) else None, []).append(size)
-    found: dict[int, NDArray[np.uint8]] = {}
+    found: dict[tuple[str, int], NDArray[np.uint8]] = {}
     for alike in together.values():
         image = decode(content, at_least=_enough(alike[0]) if content.startswith(_JPEG) else 0)
-        found |= {size: to_array(image, size, resize, interpolation) for size in alike}
-    return {size: found[size] for size in sizes}
+        for how, sizes in wanted.items():
+            found |= {(how, size): to_array(image, size, resize, how) for size in sizes if size in alike}
+    return {how: {size: found[how, size] for size in sizes} for how, sizes in wanted.items()}
 
 
 def _enough(size: int) -> int:

@@ -142,8 +142,8 @@ def _suspects(
         f"{suspects.images:,} of {judged:,} test images look as if they were of another class than they are labelled, "
         f"to {listed(asked)}, on images that {'it has' if len(asked) == 1 else 'they have'} not seen."
     )
-    there = len({suspect.sample for suspect in suspects.likeliest})
-    said = {"text": text, "listed": "All are" if there == suspects.images else f"The likeliest {there:,} are"}
+    there = len(suspects.likeliest)
+    said = {"text": text, "listed": "All are" if there == suspects.labels else f"The likeliest {there:,} are"}
     shown, here = suspects.likeliest[:MOST_SUSPECTS], facts.get("content_hash") == records[d.runs[0]].facts["dataset"]
     if not shown or not here:
         return {**said, "picture": None}

@@ -20,8 +20,8 @@ one image less than was seen (Edwards, Psychometrika 13, 1948), and p is never b
 runs apart: with few images that differ, no test of them can say more.
 
 Many images: above the limits below, 256 random buckets of whole units are left out one after the other instead, and
-the standard error is the jackknife's. That is as good when units are many, takes an eighth of the time, and a file of
-256 rows is enough to test differences with.
+the standard error is the jackknife's. That is as good when units are many, ranks images once, and a file of 256 rows is
+enough to test differences with.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def left_out(outcomes: Outcomes, ranks: bool = True) -> Replicates:
         images=[len(rows) for rows in parts],
         whole={k: np.stack([f[k][0] for f in found]) for k in found[0]},
         values={k: np.stack([f[k][1:] for f in found]) for k in found[0]},
-        share=np.stack([1 - np.bincount(buckets[rows], minlength=BUCKETS) / len(rows) for rows in parts]),
+        share=np.stack([(len(rows) - np.bincount(buckets[rows], minlength=BUCKETS)) / len(rows) for rows in parts]),
         units=len(np.unique(buckets)),
         bootstrap=False,
     )

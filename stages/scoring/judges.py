@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from stages.cli import UserError
 from stages.scoring.comparison import BETTER, EVEN, DatasetComparison, verdict
 from stages.scoring.metrics import Outcomes
 from stages.scoring.records import Record
@@ -32,10 +33,15 @@ def judges(d: DatasetComparison, records: Mapping[str, Record]) -> list[str]:
 
 
 def suspects_of(d: DatasetComparison, records: Mapping[str, Record]) -> Suspects:
-    """Return the suspects of a data set."""
+    """Return the suspects of a data set; raises UserError where the best run's record is from before they were kept."""
     outcomes = [records[name].outcomes for name in judges(d, records)]
     rows = [found for found in outcomes if isinstance(found, Outcomes)]
-    return find_suspects(rows) if rows else records[d.best].details["suspects"]
+    if rows:
+        return find_suspects(rows)
+    kept: Suspects | None = records[d.best].details.get("suspects")
+    if kept is None:
+        raise UserError(f"reports/runs/{d.best}/details.json names no suspects: run `dvc repro evaluate`")
+    return kept
 
 
 def suspect_rows(suspects: Mapping[str, Suspects]) -> Iterator[dict[str, Any]]:

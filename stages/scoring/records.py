@@ -112,7 +112,7 @@ def _suspects_keyed(suspects: Suspects) -> dict[str, Any]:
     for s in suspects.likeliest:
         figures = {"label": s.label, "p_label": as_number(s.p_label), "p_suggested": as_number(s.p_suggested)}
         likeliest.setdefault(s.sample, {})[s.suggested] = figures
-    return {"images": suspects.images, "likeliest": likeliest}
+    return {"images": suspects.images, "labels": suspects.labels, "likeliest": likeliest}
 
 
 def _listed(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +137,8 @@ def _suspects_listed(content: Mapping[str, Any]) -> Suspects:
         for sample, suggestions in content["likeliest"].items()
         for suggested, figures in suggestions.items()
     ]
-    return Suspects(content["images"], sorted(likeliest, key=lambda s: s.p_label - s.p_suggested))
+    likeliest.sort(key=lambda s: (round(s.p_label - s.p_suggested, 6), s.sample, s.suggested))
+    return Suspects(content["images"], content["labels"], likeliest)
 
 
 def read_plot(run: str, name: str) -> list[dict[str, str]]:

@@ -43,9 +43,13 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Suspects:
-    """How many images are suspects, and the suspects in order, the likeliest first, or the first of them."""
+    """How many images are suspects, of how many labels, and these in order, the likeliest first, or the first of them.
+
+    Where images have several labels, one image may be a suspect for more of them.
+    """
 
     images: int
+    labels: int
     likeliest: list[Suspect]
 
 
@@ -71,6 +75,7 @@ def find_suspects(runs: Sequence[Outcomes], most: int | None = None) -> Suspects
     ]
     return Suspects(
         images=len(np.unique(np.concatenate([judged[0] for _, judged in questions]))),
+        labels=sum(len(judged[0]) for _, judged in questions),
         likeliest=[Suspect(name, own, other, low, high) for _, name, other, own, low, high in sorted(found)[:most]],
     )
 
@@ -117,5 +122,6 @@ def _likeliest(judged: Judged, most: int | None) -> Judged:
     margin = judged[3] - judged[4]
     if most is None or len(margin) <= most:
         return judged
-    row, own, other, low, high = (of[margin <= np.partition(margin, most - 1)[most - 1]] for of in judged)
+    kept = margin <= np.partition(margin, most - 1)[most - 1]
+    row, own, other, low, high = (of[kept] for of in judged)
     return row, own, other, low, high

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stages.samples.decoding import to_arrays
+from stages.samples.decoding import to_arrays_of_each
 from stages.store.activations import Digests, to_digests
 from stages.store.cache import ActivationCache, Column, DamagedShardError, Stored, clocks
 from stages.store.location import cache_root
@@ -44,22 +44,27 @@ class KeptPixels(AbstractContextManager["KeptPixels"]):
     """Decodes images, or finds them decoded; a context manager, which writes what it keeps.
 
     context : all that changes a pixel, beside image and size; digests : of the images that will be asked for, sorted
-    elsewhere : the sizes that other features of these images are extracted at; without any, nothing is kept
+    elsewhere : by interpolation the sizes that all features of these images see; without any, nothing is kept
     """
 
-    def __init__(self, context: Mapping[str, Any], digests: Digests, elsewhere: Iterable[int]) -> None:
+    def __init__(self, context: Mapping[str, Any], digests: Digests, elsewhere: Mapping[str, Iterable[int]]) -> None:
         self._resize, self._interpolation = context["resize"], context["interpolation"]
-        self._digests, self._elsewhere = digests, set(elsewhere)
-        self._cache, self._lock, self._took = ActivationCache(context), Lock(), np.zeros(2)
-        self._left = 0.0
+        self._digests, self._elsewhere = digests, {how: set(sizes) for how, sizes in elsewhere.items()}
+        self._cache, self._lock = ActivationCache(context), Lock()
+        self._took = {how: np.zeros(2) for how in self._elsewhere}
+        self._left = 0
         if self._elsewhere:
             cache_root().mkdir(parents=True, exist_ok=True)
-            self._left = SHARE_OF_FREE * shutil.disk_usage(cache_root()).free
+            self._left = int(SHARE_OF_FREE * shutil.disk_usage(cache_root()).free)
         self._found: Stored | None = None
-        self._writer = self._cache.writer(lambda: self._took.copy())
+        self._writers = {
+            how: ActivationCache({**context, "interpolation": how}).writer(took.copy)
+            for how, took in self._took.items()
+        }
 
     def __exit__(self, *_: object) -> None:
-        self._writer.flush()
+        for writer in self._writers.values():
+            writer.flush()
 
     def look_up(self, sizes: Sequence[int]) -> npt.NDArray[np.bool_]:
         """Look up some sizes, before images are asked for at these; returns which of `digests` are there at all."""
@@ -75,18 +80,32 @@ class KeptPixels(AbstractContextManager["KeptPixels"]):
         if kept is not None:
             return kept
         content, began = read(), clocks()
-        wanted = {*sizes, *self._elsewhere}
-        room = COLOURS * sum(size * size for size in wanted)
-        keep = bool(self._elsewhere) and room <= min(LARGEST_SHARE * len(content), self._left)
-        pixels = to_arrays(content, sorted(wanted if keep else sizes), self._resize, self._interpolation)
-        if keep:
-            seconds = (clocks() - began)[0]
-            rows = {pixel_column(size): array[np.newaxis] for size, array in pixels.items()}
+        mine = self._interpolation
+        every = {**self._elsewhere, mine: {*sizes, *self._elsewhere.get(mine, ())}}
+        room = COLOURS * sum(size * size for of in every.values() for size in of)
+        if not self._reserve(room, len(content)):
+            return to_arrays_of_each(content, {mine: sizes}, self._resize)[mine]
+        taken = 0
+        try:
+            pixels = to_arrays_of_each(content, {how: sorted(of) for how, of in every.items()}, self._resize)
+            taken = sum(array.nbytes for of in pixels.values() for array in of.values())
+        finally:
             with self._lock:
-                self._took += seconds / thread_count(), seconds
-                self._left -= sum(array.nbytes for array in pixels.values())
-                self._writer.add([image_hash], len(next(iter(pixels.values()))), rows)
-        return {size: pixels[size] for size in sizes}
+                self._left += room - taken
+        seconds = (clocks() - began)[0]
+        with self._lock:
+            for how, writer in self._writers.items():
+                self._took[how] += np.array([seconds / thread_count(), seconds]) / len(self._writers)
+                rows = {pixel_column(size): array[np.newaxis] for size, array in pixels[how].items()}
+                writer.add([image_hash], len(next(iter(pixels[how].values()))), rows)
+        return {size: pixels[mine][size] for size in sizes}
+
+    def _reserve(self, room: int, file: int) -> bool:
+        """Say whether the pixels of an image are to be kept, and take the room that they need at most."""
+        with self._lock:
+            keep = bool(self._elsewhere) and room <= min(LARGEST_SHARE * file, self._left)
+            self._left -= room if keep else 0
+        return keep
 
     def _kept(self, image_hash: str, sizes: Sequence[int]) -> Pixels | None:
         if self._found is None or not self._found.shards:

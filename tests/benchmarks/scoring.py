@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 
 from stages.cli import guard
-from stages.evaluate import MOST_KEPT
 from stages.files import write_table
 from stages.scoring.intervals import BUCKETS, replicates
 from stages.scoring.metrics import Outcomes, Scores
 from stages.scoring.plots import draw_pictures, plot_rows
 from stages.scoring.records import outcomes_table
-from stages.scoring.suspects import find_suspects
+from stages.scoring.suspects import MOST_KEPT, find_suspects
 from tests.benchmarks.extract import run
 
 SIZES = ((20_000, 1000), (200_000, 100), (200_000, 1000))

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
+from stages.cli import UserError
 from stages.compare import compare
 from stages.params import read_params
 from stages.scoring import suspects
@@ -60,7 +61,7 @@ def test_runs_and_repeats_are_averaged_by_image() -> None:
 
 
 def test_a_class_without_images_is_nobodys() -> None:
-    assert find_suspects([outcomes([[0.1, 0.0, 0.9], [0.2, 0.7, 0.1]], [0, 1])]) == Suspects(0, [])
+    assert find_suspects([outcomes([[0.1, 0.0, 0.9], [0.2, 0.7, 0.1]], [0, 1])]) == Suspects(0, 0, [])
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -127,9 +128,10 @@ def test_of_many_the_likeliest_are_kept(several_labels: bool, monkeypatch: pytes
     runs = [outcomes(p, truth)]
     every = find_suspects(runs)
     assert every.images == len({s.sample for s in every.likeliest})
+    assert every.labels == len(every.likeliest)
     assert len(every.likeliest) > 20
     for most in (0, 1, 20, 10_000):
-        assert find_suspects(runs, most) == Suspects(every.images, every.likeliest[:most])
+        assert find_suspects(runs, most) == Suspects(every.images, every.labels, every.likeliest[:most])
 
 
 @pytest.mark.parametrize("several_labels", [False, True])
@@ -145,9 +147,17 @@ def test_suspects_are_kept_where_rows_are_not(
     details = {**record.details, "suspects": kept}
     write_record(replace(record, outcomes=left_out(found), details=details), plot_rows(found))
     read = read_record("probe").details["suspects"]
-    assert read.images == kept.images > 0
-    assert sorted((s.sample, s.label, s.suggested) for s in read.likeliest) == sorted(
-        (s.sample, s.label, s.suggested) for s in kept.likeliest
-    )
-    margins = [s.p_label - s.p_suggested for s in read.likeliest]
-    assert margins == sorted(margins)
+    assert (read.images, read.labels) == (kept.images, kept.labels)
+    for a, b in zip(read.likeliest, kept.likeliest, strict=True):
+        assert (a.sample, a.label, a.suggested) == (b.sample, b.label, b.suggested)
+        assert (a.p_label, a.p_suggested) == pytest.approx((b.p_label, b.p_suggested), abs=1e-6)
+
+
+def test_a_record_from_before_suspects_were_kept_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    record = make_record("probe", outcomes(np.random.default_rng(0).dirichlet(np.ones(2), 40), np.arange(40) % 2))
+    write_record(replace(record, outcomes=left_out(record.outcomes)), plot_rows(record.outcomes))
+    with pytest.raises(
+        UserError, match=r"^reports/runs/probe/details.json names no suspects: run `dvc repro evaluate`$"
+    ):
+        compare(make_params({"probe": ("cells", "lite0", "logistic")}))
