@@ -1,7 +1,7 @@
 """A data set that torchvision knows by name, from its folder of downloads.
 
 Columns: `class`, by its name where torchvision says it, else by number; `split`, where the data set brings one. Images
-that lie there as files are taken as they are, under their names; those of arrays come as PNG, which keeps each pixel.
+that torchvision names files of are taken as they are, under their names; others come as PNG, which keeps each pixel.
 What is not in the folder is downloaded by torchvision, where a network is.
 
     downloads: {land: {source: torchvision, path: requirements.lock, name: EuroSAT}}
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
@@ -81,8 +82,14 @@ def fetch(params: Params, folder: Path) -> None:
 
 def _find(name: str, root: Path, part: str, keys: dict[str, Any]) -> Iterator[Found]:
     data = _open(name, root, keys)
-    names = getattr(data, "classes", None) or getattr(data, "categories", None)
+    names = _names(data)
     files = _files(data)
+    absent = [file for file in files if not file.is_file()]
+    if absent:
+        raise UserError(
+            f"torchvision's {name} lists {len(files):,} images, and {len(absent):,} of their files are not there, the "
+            f"first is {absent[0]}: remove what was unpacked and fetch it again"
+        )
     lock = threading.Lock()  # a data set may read from one open file
     width = len(str(len(data)))
 
@@ -93,7 +100,7 @@ def _find(name: str, root: Path, part: str, keys: dict[str, Any]) -> Iterator[Fo
 
     for row, label in enumerate(_labels(data)):
         word = names[label] if names and label is not None else label
-        columns = {"class": word[0] if isinstance(word, tuple) else word, **({"split": part} if part else {})}
+        columns = {"class": word, **({"split": part} if part else {})}
         if files:  # in no order of their own: by name they are found again
             yield Found(f"{part or 'all'}/{files[row].relative_to(root).as_posix()}", files[row], columns)
         else:
@@ -107,9 +114,11 @@ def _open(name: str, root: Path, keys: dict[str, Any]) -> Any:
     kind = name.partition("-")[0]
     make = getattr(datasets, kind)
     try:
-        return make(str(root), **({} if name in BY_HAND else {"download": False}), **keys)
+        data = make(str(root), **({} if name in BY_HAND else {"download": False}), **keys)
+        if Path(getattr(data, "images_dir", root)).is_dir():  # Places365 does not look for its images
+            return data
     except (RuntimeError, OSError) as error:
-        if isinstance(error.__context__, ImportError):
+        if isinstance(error.__context__, ModuleNotFoundError):
             missing = error.__context__.name
             raise UserError(f"torchvision's {name} is read by {missing}: `uv pip install {missing}`") from None
         if name in BY_HAND:
@@ -121,12 +130,29 @@ def _open(name: str, root: Path, keys: dict[str, Any]) -> Any:
         with contextlib.redirect_stdout(sys.stderr):
             return make(str(root), download=True, **keys)
     except Exception as error:  # whatever a download stumbles over, in the library, on the way or on the server
-        asked = ", ".join([f"'{root}'", *(f"{key}={value!r}" for key, value in keys.items()), "download=True"])
+        calls = "; ".join(_call(kind, root, of) for of in PARTS[name].values())
         raise UserError(
             f"torchvision's {name} is not in {root}, and cannot be downloaded ({_reason(error)}): where there is a "
-            f'network, run `python -c "from torchvision.datasets import {kind}; {kind}({asked})"`, and bring the '
-            "folder here"
+            f'network, run `python -c "from torchvision.datasets import {kind}; {calls}"`, and bring the folder here'
         ) from None
+
+
+def _call(kind: str, root: Path, keys: dict[str, Any]) -> str:
+    given = [f"'{root}'", *(f"{key}={value!r}" for key, value in keys.items()), "download=True"]
+    return f"{kind}({', '.join(given)})"
+
+
+def _names(data: Any) -> list[str]:
+    """Return the names of a data set's classes; of several words for one the first, where no other class has it."""
+    names = getattr(data, "classes", None) or getattr(data, "categories", None) or []
+    first = Counter(name if isinstance(name, str) else name[0] for name in names)
+    words = []
+    for at, name in enumerate(names):
+        word = name if isinstance(name, str) else name[0]
+        if first[word] > 1 and not isinstance(name, str):  # ImageNet has two cranes: a bird and a machine
+            word = f"{', '.join(name)} ({data.wnids[at]})"
+        words.append(word)
+    return words
 
 
 def _reason(error: Exception) -> str:

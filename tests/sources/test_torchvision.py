@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torchvision import datasets
 
@@ -158,12 +159,62 @@ def test_test_images_whose_labels_are_not_published_have_none(work: Path, monkey
     np.testing.assert_array_equal(pixels(images.read(0)).ravel(), np.arange(48 * 48) % 256)
 
 
+def test_of_imagenet_s_two_cranes_each_is_a_class_of_its_own(cells: list[Path]) -> None:
+    wnids = {"n02012849": ("crane",), "n03126707": ("crane",), "n01440764": ("tench", "Tinca tinca")}
+    root = Path("cache")
+    for at, wnid in enumerate(wnids):
+        for part in ("train", "val"):
+            path = root / part / wnid / f"{at}.JPEG"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(cells[at].read_bytes())
+    torch.save((wnids, []), root / "meta.bin")
+    images = fetch("ImageNet")
+    assert rows(images, "class", "split") == [
+        ("test/val/n01440764/2.JPEG", "tench", "test"),
+        ("test/val/n02012849/0.JPEG", "crane (n02012849)", "test"),
+        ("test/val/n03126707/1.JPEG", "crane (n03126707)", "test"),
+        ("train/train/n01440764/2.JPEG", "tench", "train"),
+        ("train/train/n02012849/0.JPEG", "crane (n02012849)", "train"),
+        ("train/train/n03126707/1.JPEG", "crane (n03126707)", "train"),
+    ]
+
+
+def test_images_that_are_not_unpacked_are_not_taken_for_there(cells: list[Path]) -> None:
+    folder = Path("cache/eurosat/2750/Forest")
+    folder.mkdir(parents=True)
+    (folder / "0.png").write_bytes(cells[0].read_bytes())
+    (folder / "1.png").symlink_to("nowhere.png")
+    with pytest.raises(
+        UserError, match=r"^torchvision's EuroSAT lists 2 images, and 1 of their files are not there, the"
+    ):
+        fetch("EuroSAT")
+
+
+@pytest.mark.usefixtures("no_network")
+def test_places365_is_not_there_without_its_images(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (work / "cache").mkdir()
+    lists = {
+        "categories_places365.txt": "/a/airfield 0\n/b/bar 1\n",
+        "places365_train_standard.txt": "/a/airfield/1.jpg 0\n/b/bar/2.jpg 1\n",
+    }
+    for name, text in lists.items():
+        (work / "cache" / name).write_text(text)
+    known = {name: (name, hash_file(work / "cache" / name, "md5")) for name in lists}
+    monkeypatch.setattr(datasets.Places365, "_CATEGORIES_META", known["categories_places365.txt"])
+    monkeypatch.setattr(
+        datasets.Places365, "_FILE_LIST_META", {"train-standard": known["places365_train_standard.txt"]}
+    )
+    with pytest.raises(UserError, match=r"^torchvision's Places365 is not in cache, and cannot be downloaded \("):
+        fetch("Places365")
+
+
 @pytest.mark.usefixtures("no_network")
 def test_what_is_not_there_and_cannot_be_downloaded_is_one_line_that_says_how_to_bring_it() -> None:
     with pytest.raises(UserError) as error:
         fetch("CIFAR10")
     assert str(error.value).startswith("torchvision's CIFAR10 is not in cache, and cannot be downloaded (")
-    assert "from torchvision.datasets import CIFAR10; CIFAR10('cache', train=True, download=True)" in str(error.value)
+    calls = "CIFAR10('cache', train=True, download=True); CIFAR10('cache', train=False, download=True)"
+    assert f"from torchvision.datasets import CIFAR10; {calls}" in str(error.value)
     assert "\n" not in str(error.value)
 
 
