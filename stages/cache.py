@@ -145,6 +145,8 @@ def prune(rows: Sequence[Held]) -> int:
     """Remove what is not used and what was given up; return how many bytes that was."""
     freed = 0
     for path in (*(path for row in rows for path in row.unused), *given_up()):
+        if is_in_use(path):  # since it was listed
+            continue
         freed += size_of(path)
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

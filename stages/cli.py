@@ -19,10 +19,13 @@ _WITH_LESS = "a smaller batch_size or image_size takes less, docs/own-images.md 
 
 
 class UserError(Exception):
-    """Something that a user can mend. The message says where, what was found and what to do.
+    """Something that a user can mend. The message, or each of several, says where, what was found and what to do.
 
     It ends a stage in that message and exit code 2. Every other exception is a fault of ours and keeps its traceback.
     """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 def warn(message: str) -> None:
@@ -52,7 +55,7 @@ def guard(function: Callable[[], Any]) -> NoReturn:
     try:
         function()
     except UserError as error:
-        print("\n".join(printable(line) for line in str(error).split("\n")), file=sys.stderr)
+        print("\n".join(printable(str(line)) for line in error.args), file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()

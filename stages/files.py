@@ -152,7 +152,7 @@ def in_use(path: Path) -> Iterator[None]:
 def is_in_use(path: Path) -> bool:
     """Whether a process of this machine works with what lies at a path, or this is the mark of one that lives."""
     marks = [path] if _USED_BY in path.name else _marks(path)
-    return any(is_running(int(found.name.rpartition("-")[2])) for found in marks)
+    return any(is_running(pid) for pid in map(writer_of, marks) if pid is not None)
 
 
 def _marks(path: Path) -> list[Path]:

@@ -30,7 +30,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from stages.cli import UserError, guard, printable
+from stages.cli import UserError, guard
 
 LEVELS = ("downloads", "datasets", "features", "runs")
 KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -366,20 +366,20 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
         # What refers to an ill-named entry, or to one of a level that is none, is wrong for that reason alone.
         if not ill_named and all(isinstance(content.get(level), dict) for level in LEVELS):
             problems += _wrong_references(*_valid_part(content, downloads))
-        raise UserError(_told(problems))
+        raise UserError(*_told(problems))
     runs = {k: run.model_copy(update={"transfer": transfers[k]}) for k, run in params.runs.items()}
     params = params.model_copy(update={"downloads": downloads, "runs": runs})
     problems = list(_wrong_references(params))
     if problems:
-        raise UserError(_told(problems))
+        raise UserError(*_told(problems))
     return params
 
 
-def _told(problems: Iterable[str]) -> str:
-    """Return problems, each once and in a line of its own, and not more than fit on a screen."""
-    lines = [printable(problem) for problem in dict.fromkeys(problems)]
+def _told(problems: Iterable[str]) -> list[str]:
+    """Return problems, each once, and not more than fit on a screen."""
+    lines = list(dict.fromkeys(problems))
     more = len(lines) - MOST_PROBLEMS
-    return "\n".join(lines if more <= 1 else [*lines[:MOST_PROBLEMS], f"params.yaml: and {more} more of the kind"])
+    return lines if more <= 1 else [*lines[:MOST_PROBLEMS], f"params.yaml: and {more} more of the kind"]
 
 
 def _items(level: Any) -> list[tuple[Any, Any]]:

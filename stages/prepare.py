@@ -116,17 +116,19 @@ def check_columns(images: Images, entry: Dataset, where: str) -> None:
         if column is not None and column not in images.columns
     ]
     if wrong:
-        raise UserError("\n".join(wrong))
+        raise UserError(*wrong)
 
 
 def check_usable(images: Images, unusable: Mapping[int, str], limit: float, where: str) -> None:
-    """Raise UserError when more than a share of the images, and more than one, is missing, broken or wrongly labelled.
+    """Raise UserError when more than a share of the images is missing, broken or wrongly labelled.
+
+    One is always allowed, unless the share is 0: of nine images it would be more than a tenth.
 
     unusable : why images that were fetched cannot be used, by their row
     """
     lost = [(images.table["sample"][row].as_py(), unusable[row]) for row in sorted(unusable)[:1]] + images.rejected
     count, total = len(unusable) + len(images.rejected), len(images) + len(images.rejected)
-    if count > max(1, limit * total):
+    if count > max(1 if limit else 0, limit * total):
         name, reason = lost[0]
         raise UserError(
             f"params.yaml: {where}: {count:,} of {total:,} images cannot be used, more than max_unreadable ({limit:g}) "

@@ -156,13 +156,17 @@ def test_what_a_living_process_works_with_is_kept_though_the_clock_has_jumped(mo
             path.write_bytes(b"123")
         killed = training.with_name(f"0b.used-by-{2**22 + 1}")  # more than Linux gives
         killed.touch()
+        (training.with_name("0c") / "1.pt").parent.mkdir()
+        training.with_name(f"0c.used-by-{os.getppid()}").touch()  # another process, which lives
+        training.with_name("0d.used-by-nobody").touch()
         later = time.time() + 3 * 86400
         monkeypatch.setattr("stages.cache.time.time", lambda: later)
         assert prune(held(all_uses()[0])) == 0
         assert all(path.is_file() for path in began)
         assert not killed.exists()
     assert prune(held(all_uses()[0])) == 9
-    assert [*training.parent.iterdir(), *download.parent.iterdir()] == []
+    assert {path.name for path in training.parent.iterdir()} == {"0c", f"0c.used-by-{os.getppid()}"}
+    assert list(download.parent.iterdir()) == []
 
 
 @pytest.mark.usefixtures("project")

@@ -39,7 +39,7 @@ def test_a_function_that_returns_ends_in_0(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_what_a_user_can_mend_ends_in_2_and_its_message_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert leave(failing(UserError("params.yaml: a is missing\nparams.yaml: b is missing"))) == 2
+    assert leave(failing(UserError("params.yaml: a is missing", "params.yaml: b is missing"))) == 2
     assert capsys.readouterr() == ("", "params.yaml: a is missing\nparams.yaml: b is missing\n")
 
 
@@ -61,6 +61,8 @@ def test_a_reader_that_went_away_is_no_error_to_speak_of(monkeypatch: pytest.Mon
 def test_a_file_name_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     leave(failing(UserError("photos/\x1b[2J\r.jpg cannot be read")))
     assert capsys.readouterr().err == "photos/\\x1b[2J\\r.jpg cannot be read\n"
+    leave(failing(UserError("a\nerror: all is lost", "second")))  # a name is no line of its own, a message is
+    assert capsys.readouterr().err == "a\\nerror: all is lost\nsecond\n"
     warn("a\nb\x07")
     assert capsys.readouterr().err == "warning: a\\nb\\x07\n"
 

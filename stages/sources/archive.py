@@ -148,12 +148,12 @@ def _unpack(path: Path, place: str, scratch: Path, params: Params) -> _Unpacked:
     with _reading(path, place) as (entries, total):
         taken = 0
         for entry in progress(entries, total=total, unit="file"):
-            name = _normal(entry.name)
-            if name is not None and _is_hidden(name):
-                continue
             taken += 1
             if taken > params.max_files:
                 raise UserError(f"{place} holds more than {params.max_files:,} files: raise max_files, if it should")
+            name = _normal(entry.name)
+            if entry.folder or (name is not None and _is_hidden(name)):
+                continue
             if name is None:
                 rejected.append((entry.name, "its name leads out of the archive"))
             elif entry.reason is not None:
@@ -180,11 +180,12 @@ def _write(entry: _Entry, target: Path, limit: int) -> int:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A file in an archive; reason : why it is not taken."""
+    """A file or folder in an archive; reason : why a file is not taken."""
 
     name: str
     open: Callable[[], IO[bytes]]
     reason: str | None = None
+    folder: bool = False
 
 
 @contextmanager
@@ -207,13 +208,11 @@ def _reading(path: Path, place: str) -> Iterator[tuple[Iterator[_Entry], int | N
 
 def _of_zip(archive: zipfile.ZipFile) -> Iterator[_Entry]:
     for info in archive.infolist():
-        if info.is_dir():
-            continue
         kind = stat.S_IFMT(info.external_attr >> 16)
         reason = None if kind in (0, stat.S_IFREG) else "it is a link or a device, no file"
         if info.flag_bits & 1:
             reason = "it is encrypted"
-        yield _Entry(info.filename, partial(archive.open, info), reason)
+        yield _Entry(info.filename, partial(archive.open, info), reason, info.is_dir())
 
 
 def _of_tar(archive: tarfile.TarFile) -> Iterator[_Entry]:
@@ -223,9 +222,8 @@ def _of_tar(archive: tarfile.TarFile) -> Iterator[_Entry]:
         return file
 
     for member in archive:
-        if not member.isdir():
-            reason = None if member.isreg() else "it is a link or a device, no file"
-            yield _Entry(member.name, partial(content, member), reason)
+        reason = None if member.isreg() else "it is a link or a device, no file"
+        yield _Entry(member.name, partial(content, member), reason, member.isdir())
     assert archive.fileobj is not None
     while archive.fileobj.read(CHUNK):  # the checksum comes last
         pass

@@ -87,10 +87,12 @@ def test_a_full_disk_ends_a_stage_in_one_line_and_nothing_is_lost(
 
 
 @pytest.mark.usefixtures("may_mount")
-def test_a_full_cache_ends_extract_in_one_line_and_it_goes_on_from_there(finished: Project) -> None:
+@pytest.mark.parametrize("folder", ["activations", "networks"])
+def test_a_full_cache_ends_extract_in_one_line_and_it_goes_on_from_there(folder: str, finished: Project) -> None:
     whole = bytes_written(finished)
-    shutil.rmtree(finished.path(".transfer/cache/activations"))
-    ended = mounted(finished, full(40), ".transfer/cache/activations", "python -m stages.extract layers")
+    for of in ("activations", "networks"):
+        shutil.rmtree(finished.path(f".transfer/cache/{of}"))
+    ended = mounted(finished, full(40), f".transfer/cache/{folder}", "python -m stages.extract layers")
     assert_told(ended, "No space left on device")
     finished.run("python -m stages.extract layers", check=True)
     assert bytes_written(finished) == whole

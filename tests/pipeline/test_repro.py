@@ -247,7 +247,7 @@ def test_training_above_a_cut_that_is_killed_goes_on_and_ends_with_the_same_byte
     assert process.wait() == -signal.SIGKILL
     kept = {path.name for path in trainings.glob("*/*.pt")}
     assert {"repeat-0-train-8-choice.pt", "repeat-1-train-8-choice.pt", "repeat-0-train-all-choice.pt"} <= kept
-    [mark] = trainings.glob(f"*.used-by-{process.pid}")  # `make cache PRUNE=1` left it alone while it lived
+    [mark] = trainings.glob(f"*.used-by-{process.pid}")  # by which `make cache PRUNE=1` leaves alone what lives
     assert mark.with_name(mark.name.partition(".")[0]).is_dir()
     finished.repro()
     assert bytes_written(finished) == bytes_written(twin)

@@ -450,6 +450,8 @@ def test_what_the_source_could_not_bring_is_rejected_too(cells: list[Path], caps
         f"the first: {names[0]}: not an image that can be read"
     )
     assert not Path("data/prepared/cells").exists()
+    with pytest.raises(UserError, match=r"more than max_unreadable \(0\) allows"):
+        run(max_unreadable=0)
     samples = run(max_unreadable=0.12)
     assert len(samples) == 15
     rejected = pq.read_table("data/prepared/cells/rejected.parquet").to_pylist()

@@ -134,7 +134,16 @@ def test_too_much_is_not_unpacked() -> None:
     assert list((RAW / "photos").iterdir()) == []
 
 
-@pytest.mark.parametrize(("name", "kind"), [("a/1.png", tarfile.REGTYPE), ("a/1.png", tarfile.SYMTYPE), ("../x", b"0")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a/1.png", tarfile.REGTYPE),
+        ("a/1.png", tarfile.SYMTYPE),
+        ("../x", b"0"),
+        ("a/.hidden", tarfile.REGTYPE),
+        ("a", tarfile.DIRTYPE),
+    ],
+)
 def test_every_entry_counts_as_a_file_also_of_one_name_or_rejected(name: str, kind: bytes) -> None:
     with tarfile.open("many.tar", "w") as archive:
         for _ in range(50):
@@ -265,6 +274,15 @@ def test_the_beginning_of_another_version_is_not_gone_on_with(packed: bytes) -> 
     with serving(packed, ranges=True) as (url, asked):
         assert len(fetch("requirements.lock", url=url, sha256=sha256)) == 2
     assert asked == ["bytes=1000-", "all"]
+
+
+def test_what_was_kept_and_is_damaged_is_downloaded_again(packed: bytes) -> None:
+    sha256 = hashlib.sha256(packed).hexdigest()
+    Path("cache/downloads").mkdir(parents=True)
+    (Path("cache/downloads") / sha256).write_bytes(packed[:-1] + bytes([packed[-1] ^ 1]))
+    with serving(packed, ranges=True) as (url, asked):
+        assert len(fetch("requirements.lock", url=url, sha256=sha256)) == 2
+    assert asked == ["all"]
 
 
 def test_what_was_whole_is_not_asked_for_again(packed: bytes) -> None:

@@ -85,3 +85,20 @@ def test_a_training_killed_within_every_epoch_ends_with_the_same_bytes(
     assert killed >= 1 + keys.get("refit", False)
     assert min(model.earlier) > 0  # seconds of those that were killed
     assert written(model, tmp_path / "killed") == undisturbed
+
+
+@pytest.mark.parametrize("damage", ["one bit", "cut off", "empty"])
+def test_a_damaged_checkpoint_is_told_and_the_training_begins_anew(
+    damage: str, dark_cells: TrainingData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed = written(fit("fine_tune", dark_cells, 3, **KEYS), tmp_path / "undisturbed")
+    kept = replace(dark_cells, checkpoint=tmp_path / "course")
+    with pytest.raises(KeyboardInterrupt):
+        fit("fine_tune", lasting(kept, iter(range(100)), 7), 3, **KEYS)
+    [checkpoint] = tmp_path.glob("course*.pt")
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes({"one bit": content, "cut off": content[: len(content) // 2], "empty": b""}[damage])
+    model = fit("fine_tune", kept, 3, **KEYS)
+    assert capsys.readouterr().err == f"warning: {checkpoint} was damaged: the training begins anew\n"
+    assert written(model, tmp_path / "again") == undisturbed

@@ -35,7 +35,7 @@ def downloaded(url: str | None, sha256: str | None, path: Path) -> Iterator[Path
     assert sha256 is not None
     target = cache_root() / "downloads" / sha256
     with in_use(target):
-        if not target.is_file():
+        if not target.is_file() or hash_file(target) != sha256:
             download(url, target, "sha256", sha256)
         yield target
         target.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ in a checkpoint: a training that was killed goes on there, and ends with the sam
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from stages.cli import UserError, progress
+from stages.cli import UserError, progress, warn
 from stages.files import new_file
 from stages.params import Transfer, suggest
 from stages.store.cache import clocks
@@ -46,6 +47,8 @@ from stages.transfers.shared.shallow import (
 from stages.transfers.shared.starting import start_as_probe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from numpy.typing import NDArray
 
@@ -59,6 +62,8 @@ if TYPE_CHECKING:
     Begin = Callable[[Above], Penalty | None]
 
 MOMENTUM = 0.9
+CHECKSUM = 32
+"""Bytes of the sha256 that a checkpoint begins with."""
 
 
 class TrainingParams(Transfer):
@@ -328,7 +333,7 @@ def _course(
     if order:
         torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
     checkpoint = None if data.checkpoint is None else data.checkpoint.with_name(f"{data.checkpoint.name}-{name}.pt")
-    if checkpoint is not None and checkpoint.is_file():
+    if checkpoint is not None:
         _restore(course, checkpoint)
     images = _Images(params, parts, data)
     per_epoch = -(-images.count // params.batch_size) * params.rounds(images.count)
@@ -610,7 +615,7 @@ def _operations(network: Above, part: Part) -> tuple[int, int]:
 # ---- going on after a kill
 
 
-def _keep(course: Course, path: Any) -> None:
+def _keep(course: Course, path: Path) -> None:
     import torch
 
     where = course.network.head.weight.device
@@ -627,14 +632,24 @@ def _keep(course: Course, path: Any) -> None:
     }
     content = io.BytesIO()
     torch.save(state, content)
-    with new_file(path) as temporary:  # written here, a full disk is told as one
-        temporary.write_bytes(content.getbuffer())
+    with new_file(path) as temporary, temporary.open("wb") as file:  # written here, a full disk is told as one
+        file.write(hashlib.sha256(content.getbuffer()).digest())
+        file.write(content.getbuffer())
 
 
-def _restore(course: Course, path: Any) -> None:
+def _restore(course: Course, path: Path) -> None:
+    """Bring a course to where its checkpoint says; without one, or with a damaged one, it stays at its beginning."""
     import torch
 
-    state = torch.load(path, map_location=course.network.head.weight.device, weights_only=True)
+    if not path.is_file():
+        return
+    written = path.read_bytes()
+    checksum, content = written[:CHECKSUM], memoryview(written)[CHECKSUM:]
+    if hashlib.sha256(content).digest() != checksum:
+        path.unlink()
+        warn(f"{path} was damaged: the training begins anew")
+        return
+    state = torch.load(io.BytesIO(content), map_location=course.network.head.weight.device, weights_only=True)
     course.network.load_state_dict(state["network"])
     course.average = state["average"]
     course.optimizer.load_state_dict(state["optimizer"])
