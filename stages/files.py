@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,8 @@ SECONDS_BEFORE_SAYING_SO = 2
 LONGEST_NAME = 220
 """Bytes of a name that is written under a temporary one: file systems take 255, the number of a process included."""
 ROWS_IN_A_GROUP = 2**16
-"""Rows of a table that are encoded at a time."""
+NUMBERS_IN_A_GROUP = 2**23
+"""Rows of a table that are encoded at a time; of wide ones so many numbers."""
 LEARNED = "learned.parquet"
 """In a folder with a network that was trained here: what images it has learned from, by their pixels."""
 _USED_BY = ".used-by-"
@@ -208,6 +209,22 @@ def write_table(path: Path, table: pa.Table) -> None:
 
     with new_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=ROWS_IN_A_GROUP)
+
+
+def write_in_pieces(path: Path, rows: int, width: int, piece: Callable[[int, int], pa.Table]) -> None:
+    """Write as Parquet what is not to be in memory at once; of narrow rows the bytes are those of `write_table`.
+
+    width : how many numbers are in a row; piece : returns the table's rows from one number to before another
+    """
+    import pyarrow.parquet as pq
+
+    step = min(ROWS_IN_A_GROUP, max(1, NUMBERS_IN_A_GROUP // width))
+    with new_file(path) as temporary:
+        first = piece(0, min(rows, step))
+        with pq.ParquetWriter(temporary, first.schema, compression="zstd") as writer:
+            writer.write_table(first, step)
+            for start in range(step, rows, step):
+                writer.write_table(piece(start, min(rows, start + step)), step)
 
 
 def read_table(path: Path, columns: list[str] | None = None, without: Collection[str] = ()) -> pa.Table:

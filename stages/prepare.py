@@ -35,6 +35,7 @@ from stages.threads import in_threads
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
+    from PIL import Image
 
     Ints = NDArray[np.int64]
 
@@ -245,11 +246,16 @@ def write_sheets(folder: Path, images: Images, rows: Ints, labels: Labels) -> di
 
     folder.mkdir()
     hashes, files = images.table["image_hash"], file_names(labels.classes)
-    for index, name in enumerate(labels.classes):
-        mine = rows[labels.having(index)]
-        drawn = mine[np.asarray(pc.sort_indices(hashes.take(mine)))[:ON_A_SHEET]].tolist()
-        shown = in_threads(lambda read: fitted(decode(read())), images.readers(drawn))
-        write_picture(folder / files[name], contact_sheet(list(shown)))
+
+    def sheets() -> Iterator[tuple[str, Image.Image]]:
+        for index, name in enumerate(labels.classes):
+            mine = rows[labels.having(index)]
+            drawn = mine[np.asarray(pc.sort_indices(hashes.take(mine)))[:ON_A_SHEET]].tolist()
+            shown = in_threads(lambda read: fitted(decode(read())), images.readers(drawn))
+            yield files[name], contact_sheet(list(shown))
+
+    for _ in in_threads(lambda sheet: write_picture(folder / sheet[0], sheet[1]), sheets()):
+        pass  # of a thousand classes, to pack the pictures takes as long as all checks
     return {name: f"{folder.name}/{file}" for name, file in files.items()}
 
 

@@ -12,9 +12,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from stages import files
 from stages.cli import UserError
 from stages.files import (
     hash_bytes,
@@ -25,6 +27,7 @@ from stages.files import (
     new_folder,
     read_json,
     read_table,
+    write_in_pieces,
     write_json,
     write_table,
     write_text,
@@ -278,3 +281,21 @@ def test_a_link_costs_no_space_and_where_there_are_none_a_copy_is_made(
     link_or_copy(source, tmp_path / "copy")
     assert not (tmp_path / "copy").samefile(source)
     assert (tmp_path / "copy").read_bytes() == b"abc"
+
+
+def test_a_table_written_in_pieces_has_the_bytes_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    table = pa.table(
+        {
+            "name": [f"{n}.png" for n in range(20)],
+            "label": random.integers(0, 2, 20),
+            "target": pa.array(random.random((20, 2)).astype(np.float32).tolist(), pa.list_(pa.float32())),
+        }
+    )
+    for rows in (100, 20, 7, 1):
+        monkeypatch.setattr(files, "ROWS_IN_A_GROUP", rows)
+        write_table(tmp_path / "whole.parquet", table)
+        write_in_pieces(tmp_path / "pieces.parquet", 20, 2, lambda start, stop: table.slice(start, stop - start))
+        assert (tmp_path / "pieces.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    write_in_pieces(tmp_path / "none.parquet", 0, 2, lambda start, stop: table.slice(start, stop - start))
+    assert read_table(tmp_path / "none.parquet").equals(table.slice(0, 0))

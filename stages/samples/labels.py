@@ -67,12 +67,18 @@ class Labels:
         """How many images have each class."""
         return [int(self.having(number).sum()) for number in range(len(self.classes))]
 
-    def targets(self) -> NDArray[np.float32]:
-        """Return the labels as (images, classes): 1 for what the image has, else 0; or its probability of each."""
+    def targets(self, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """Return the labels as (images, classes): 1 for what the image has, else 0; or its probability of each.
+
+        rows : of which images; of a million of a thousand classes all are 4 GB
+        """
         if self.several is not None:
-            return self.several.astype(np.float32)
-        hard = np.eye(len(self.classes), dtype=np.float32)[self.index]
-        return hard if self.soft is None else np.where(np.isnan(self.soft).any(axis=1, keepdims=True), hard, self.soft)
+            return self.several[rows].astype(np.float32)
+        hard = np.zeros((len(self.index[rows]), len(self.classes)), np.float32)
+        hard[np.arange(len(hard)), self.index[rows]] = 1
+        if self.soft is None:
+            return hard
+        return np.where(np.isnan(self.soft[rows]).any(axis=1, keepdims=True), hard, self.soft[rows])
 
 
 def make_labels(source: pa.Table, label: Label, where: str) -> Labels:

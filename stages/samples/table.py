@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.files import PREPARED, hash_bytes, read_json, read_table, write_json, write_table
+from stages.files import PREPARED, hash_bytes, read_json, read_table, write_in_pieces, write_json, write_table
 from stages.samples.decoding import MODES, PREPROCESSING_VERSION
 from stages.samples.splitting import PARTS, SPLITTING_VERSION
 
@@ -159,7 +159,7 @@ def samples_table(
     parts: Sequence[NDArray[np.int64]],
     weights: NDArray[np.float64] | None = None,
 ) -> pa.Table:
-    """Return the rows of samples.parquet.
+    """Return the rows of samples.parquet, but for their targets, which may take more room than all the rest.
 
     source : sample, image_hash and the source's columns of the images that are used, sorted by sample; the other
     arguments follow its order. groups : names, or nulls; parts : one array (samples,) per repeat, 0 train,
@@ -177,7 +177,6 @@ def samples_table(
         "mode": pa.array(modes[checked.mode], pa.string()),
         "group": groups,
         "label": pa.array(labels.index, pa.int64()) if labels.several is None else pa.nulls(len(checked), pa.int64()),
-        "target": _lists(labels.targets()),
     }
     columns |= {} if weights is None else {"sample_weight": weights}
     columns |= {f"split_{repeat}": pa.array(names[part], pa.string()) for repeat, part in enumerate(parts)}
@@ -217,7 +216,13 @@ def write_samples(
     folder: Path, name: str, entry: Dataset, labels: Labels, table: pa.Table, rejected: pa.Table, **more: Any
 ) -> None:
     """Write samples.parquet, rejected.parquet and dataset.json; `more` are further facts for the latter."""
-    write_table(folder / FILE, table)
+    place = table.column_names.index("label") + 1
+
+    def piece(start: int, stop: int) -> pa.Table:
+        targets = _lists(labels.targets(slice(start, stop)))
+        return table.slice(start, stop - start).add_column(place, "target", targets)
+
+    write_in_pieces(folder / FILE, table.num_rows, len(labels.classes), piece)
     write_table(folder / "rejected.parquet", rejected)
     groups = None if entry.group is None else len(table["group"].unique())
     facts = {
@@ -233,7 +238,7 @@ def write_samples(
         "columns": _slices(table),
         "entry": entry.model_dump(),
         "versions": {"preprocessing": PREPROCESSING_VERSION, "splitting": SPLITTING_VERSION},
-        "content_hash": content_hash(table, labels.classes),
+        "content_hash": content_hash(table, labels),
     }
     write_json(folder / "dataset.json", facts | more)
 
@@ -245,13 +250,30 @@ def _slices(table: pa.Table) -> list[str]:
     return [name for name in names if len(table[name].unique()) > 1]
 
 
-def content_hash(table: pa.Table, classes: Sequence[str]) -> str:
-    """Return the sha256 of what a result depends on: classes, each image's hash, group, target, parts and weight."""
+def content_hash(table: pa.Table, labels: Labels) -> str:
+    """Return the sha256 of what a result depends on: classes, each image's hash, group, target, parts and weight.
+
+    Each image as JSON: [image_hash, group, target, part of each repeat ..., weight, where there are any].
+    """
     parts = [name for name in table.column_names if name.startswith("split_")]
-    digest = hashlib.sha256(json.dumps(list(classes)).encode())
+    digest = hashlib.sha256(json.dumps(labels.classes).encode())
     weight = [name for name in ("sample_weight",) if name in table.column_names]
-    hashed = table.select(["image_hash", "group", "target", *parts, *weight])
+    hashed = table.select(["image_hash", "group", *parts, *weight])
+    start = 0
     for batch in hashed.to_batches(max_chunksize=ROWS_AT_ONCE):
-        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            digest.update(json.dumps(row).encode())
+        rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        targets = _as_json(labels, slice(start, start + len(batch)))
+        for (image_hash, group, *more), target in zip(rows, targets, strict=True):
+            digest.update(f"{json.dumps([image_hash, group])[:-1]}, {target}, {json.dumps(more)[1:]}".encode())
+        start += len(batch)
     return digest.hexdigest()
+
+
+def _as_json(labels: Labels, rows: slice) -> list[str]:
+    """Return the targets of some images as JSON; of one class each that of a class is written once."""
+    if labels.soft is not None or labels.several is not None:
+        return [json.dumps(target) for target in labels.targets(rows).tolist()]
+    of_class = {
+        label: json.dumps(np.eye(1, len(labels.classes), label)[0].tolist()) for label in set(labels.index[rows])
+    }
+    return [of_class[label] for label in labels.index[rows]]

@@ -121,6 +121,11 @@ def test_more_than_an_array_of_arrow_may_hold_is_written_and_read_in_pieces(
     assert in_groups.table.equals(whole.table)
     np.testing.assert_array_equal(in_groups.targets, whole.targets)
     assert in_groups.facts["content_hash"] == whole.facts["content_hash"]
+    monkeypatch.setattr("stages.files.NUMBERS_IN_A_GROUP", 10)  # of two classes: five rows
+    of_many = run(name="many-classes")
+    assert pq.read_metadata("data/prepared/many-classes/samples.parquet").num_row_groups == 5
+    np.testing.assert_array_equal(of_many.targets, whole.targets)
+    assert of_many.facts["content_hash"] == whole.facts["content_hash"]
 
 
 def test_facts_tell_classes_counts_and_the_entry(cells: list[Path]) -> None:
