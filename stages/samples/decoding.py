@@ -39,6 +39,7 @@ SMALL = 320
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """What is decoded, by Pillow's names. Others are refused: Pillow would start Ghostscript for EPS, for one."""
 
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # of a TIFF file
 _ORIENTATION = 0x0112  # the EXIF tag
 _JPEG = b"\xff\xd8"  # what such a file begins with
 _UPRIGHT = {
@@ -112,7 +113,11 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_eight_bits(image: Image.Image, full_range: bool) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and full_range):
-        return _from_sixteen_bits(np.asarray(image))
+        pixels = np.asarray(image)
+        if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            pixels = 65535 - pixels  # Pillow does so of 8 bits alone
+        clear = image.info.get("transparency")
+        return _from_sixteen_bits(pixels if clear is None else np.where(pixels == clear, 65535, pixels))
     if image.mode in ("I", "F"):
         raise BadImage(f"pixels are 32-bit numbers (mode {image.mode}) of unknown range: save it with 8 or 16 bits")
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"

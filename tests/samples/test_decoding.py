@@ -301,3 +301,18 @@ def test_a_jpeg_that_is_decoded_small_comes_out_nearly_as_from_all_of_its_pixels
     small = to_arrays(file.getvalue(), [size], "crop", "bicubic")[size].astype(int)
     whole = to_array(decode(file.getvalue()), size, "crop", "bicubic")
     assert abs(small - whole).mean() < 0.17  # of 255; without pixels to spare 0.2 and more
+
+
+def test_sixteen_bits_whose_zero_is_white_are_no_negative() -> None:
+    stored = np.array([[0, 257 * 10, 65535]], np.uint16)
+    file = BytesIO()
+    Image.fromarray(stored).save(file, "TIFF", tiffinfo={262: 0})
+    assert Image.open(BytesIO(file.getvalue())).tag_v2[262] == 0  # type: ignore[attr-defined]
+    assert np.asarray(decode(file.getvalue())).tolist() == [[255, 245, 0]]
+
+
+def test_what_is_clear_in_sixteen_bits_is_white() -> None:
+    stored = np.array([[0, 257 * 10, 65535, 257 * 10 + 1]], np.uint16)
+    file = BytesIO()
+    Image.fromarray(stored).save(file, "PNG", transparency=257 * 10)
+    assert np.asarray(decode(file.getvalue())).tolist() == [[0, 255, 255, 10]]
