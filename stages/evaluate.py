@@ -67,7 +67,7 @@ def evaluate(name: str, entry: Run) -> None:
     details = describe(samples, rows, outcomes, of_classes)
     order = look_up_order(samples, features)
     if order is not None:
-        details["order"] = order._asdict()
+        details["order"] = order.facts
         told = samples.facts.get("order")
         if order.tells and not (told and Order(**told).tells):  # prepare has not said so
             warn(f"{entry.dataset}: {order.hint('is by its features', samples.facts['entry']['group'])}")
@@ -112,7 +112,8 @@ def look_up_order(samples: Samples, features: FeatureStore) -> Order | None:
     labels = labels if labels.ndim == 1 else np.unique(labels, axis=0, return_inverse=True)[1]
     part = np.ones(len(samples), np.int64)
     part[samples.part(0, "train")], part[samples.part(0, "test")] = 0, 2
-    return look_up(apart, labels.reshape(-1), part)
+    table_row = samples.table["table_row"].to_numpy() if "table_row" in samples.table.column_names else None
+    return look_up(apart, labels.reshape(-1), part, table_row)
 
 
 def curve(

@@ -74,9 +74,11 @@ def prepare(name: str, entry: Dataset) -> None:
         units = join(*([] if entry.group is None else [numbered(groups)]), checked.picture, *alike)
         parts = divide(source, units, labels, groups, None if brought is None else brought[rows], entry, where)
         weights = None if weights is None else weights[rows]
-        table = samples_table(beside_ours(source), checked, labels, groups, parts, weights)
+        placed = images.table_row
+        placed = None if placed is None else placed[rows]
+        table = samples_table(beside_ours(source), checked, labels, groups, parts, weights, placed)
         rejected = rejected_table(images, reasons)
-        order = look_up_order(checked.appearance, labels.index, parts[0])
+        order = look_up_order(checked.appearance, labels.index, parts[0], placed)
         write_table(folder / "contradictions.parquet", contradictions_table(differing))
         write_samples(
             folder,
@@ -89,7 +91,7 @@ def prepare(name: str, entry: Dataset) -> None:
             duplicates=len(rows) - len(np.unique(checked.picture)),
             near_duplicates=len(np.unique(pairs)),
             contradictions=len(differing),
-            order=order._asdict(),
+            order=order.facts,
             leakage=leakage(pairs, parts[0], rejected),
             described=describe(checked, labels, parts[0], rejected),
             pictures=write_sheets(folder / "pictures", images, rows, labels),

@@ -1,9 +1,10 @@
 """Does the order of the images tell which look alike? Then what stands together may belong together, and needs a group.
 
-For each test image the training images are taken that stand within NEAR places of it in the order of names, and as many
-training images of the same classes from elsewhere. Where the order tells nothing, the one that looks most like the test
-image is as often among these as among those. Where images of one patient, module or day follow each other and are
-spread over both parts, it is mostly among the former.
+For each test image the training images are taken that stand within NEAR places of it in the order of names (or of the
+table that lists them, where it has an order of its own and there it tells more), and as many training images of the
+same classes from elsewhere. Where the order tells nothing, the one that looks most like the test image is as often
+among these as among those. Where images of one patient, module or day follow each other and are spread over both parts,
+it is mostly among the former.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Order(NamedTuple):
 
     near: float
     tested: int
+    by: str = "names"  # or table
 
     @property
     def share(self) -> float:
@@ -50,27 +52,44 @@ class Order(NamedTuple):
         sure = (self.share - 0.5) * 2 * math.sqrt(self.tested) >= LEAST_DEVIATIONS
         return self.tested >= FEWEST_TESTED and self.share >= LEAST_SHARE and sure
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is written down of it; the order of names goes without saying."""
+        return {"near": self.near, "tested": self.tested, **({} if self.by == "names" else {"by": self.by})}
+
     def hint(self, most_like: str, group: str | None) -> str:
         """Say what was found; most_like : what the likeness of the training image is told by."""
         kept = f"group: {group} does not keep it together" if group else "name what it shares as group"
         return (
             f"for {self.share:.0%} of {self.tested:,} test images the training image that {most_like} most like "
-            f"them stands near them in the order of names, and 50% is chance: what stands together may belong "
-            f"together; {kept}"
+            f"them stands near them in the order of {'names' if self.by == 'names' else 'the table'}, and 50% is "
+            f"chance: what stands together may belong together; {kept}"
         )
 
 
-def look_up_order(appearances: Looks, labels: Ints, part: Ints) -> Order:
+def look_up_order(appearances: Looks, labels: Ints, part: Ints, table_row: Ints | None = None) -> Order:
     """Look up how often likeness stands near, by looks; appearances : see duplicates.py, in the order of names."""
-    return look_up(lambda row, others: distances(appearances[row], appearances[others]), labels, part)
+    return look_up(lambda row, others: distances(appearances[row], appearances[others]), labels, part, table_row)
 
 
-def look_up(apart: Callable[[int, Ints], NDArray[Any]], labels: Ints, part: Ints) -> Order:
-    """Look up how often likeness stands near.
+def look_up(
+    apart: Callable[[int, Ints], NDArray[Any]], labels: Ints, part: Ints, table_row: Ints | None = None
+) -> Order:
+    """Look up how often likeness stands near, in that order in which it does so more often.
 
     apart : how far an image is from others, given by their rows, which are in the order of names
     labels : of each image, as an index; part : 0 is training, 2 is test
+    table_row : of each image, where it stands in the table that lists them, if that has an order of its own
     """
+    of_names = _look_up(apart, labels, part)
+    if table_row is None:
+        return of_names
+    at = np.argsort(table_row, kind="stable")
+    of_table = _look_up(lambda row, others: apart(int(at[row]), at[others]), labels[at], part[at])
+    return of_table._replace(by="table") if of_table.share > of_names.share else of_names
+
+
+def _look_up(apart: Callable[[int, Ints], NDArray[Any]], labels: Ints, part: Ints) -> Order:
     lot = np.random.default_rng(0)
     rows = np.flatnonzero(part == 0)
     rows = rows[np.argsort(labels[rows], kind="stable")]

@@ -1,8 +1,9 @@
 """A prepared data set on disk: data/prepared/<dataset>/, its writer and its reader.
 
 samples.parquet    a row per usable image, sorted by `sample`: hashes, size, group, label (null where an image may
-                   have several), target, sample_weight (where weights are named), the part it belongs to in each
-                   repeat (split_0, split_1, ...), and the columns of the source
+                   have several), target, sample_weight (where weights are named), table_row (where a table lists
+                   them in another order), the part it belongs to in each repeat (split_0, split_1, ...), and the
+                   columns of the source
 rejected.parquet   the images that were left out, each with the reason
 dataset.json       the classes in order, counts, the entry in params.yaml, and a hash of all that matters to a result
 pictures/          a contact sheet per class; dataset.json names them
@@ -40,6 +41,7 @@ MOST_IN_AN_ARRAY = 2**31 - 1
 """Arrow counts what one array of texts or lists holds in 32 bits."""
 OWN_COLUMNS = (
     *("sample", "image_hash", "pixel_hash", "width", "height", "mode", "group", "label", "target", "sample_weight"),
+    "table_row",
 )
 
 
@@ -158,6 +160,7 @@ def samples_table(
     groups: pa.ChunkedArray,
     parts: Sequence[NDArray[np.int64]],
     weights: NDArray[np.float64] | None = None,
+    table_row: NDArray[np.int64] | None = None,
 ) -> pa.Table:
     """Return the rows of samples.parquet, but for their targets, which may take more room than all the rest.
 
@@ -179,6 +182,7 @@ def samples_table(
         "label": pa.array(labels.index, pa.int64()) if labels.several is None else pa.nulls(len(checked), pa.int64()),
     }
     columns |= {} if weights is None else {"sample_weight": weights}
+    columns |= {} if table_row is None else {"table_row": table_row}
     columns |= {f"split_{repeat}": pa.array(names[part], pa.string()) for repeat, part in enumerate(parts)}
     columns |= {name: source[name] for name in source.column_names if name not in columns}
     return pa.table(columns)

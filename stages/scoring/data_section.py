@@ -220,6 +220,7 @@ def _leakage(facts: Mapping[str, Any], dataset: Dataset, in_features: Mapping[st
         if order.tested:
             of = unbroken(f"for {order.share * 100:.0f} % of {order.tested:,} test images, where 50 % is chance")
             near = f"the training image {most_like} a test image stands near it {of}"
+            by = by if order.by == "names" else by.replace("order", "order of the table", 1)
             found.append(f"by {by}: {'likely' if order.tells else 'none seen'}, {near}")
     if any(order.tells for _, _, order in orders):
         found.append(f"{dataset.group} does not keep it together" if dataset.group else "name what it shares as group")

@@ -47,7 +47,7 @@ class Record:
     details : {"classes": [{"class", "images", figures}], "slices": [{"column", "value", "images", figures}],
         "not_sliced": [{"column", "values": how many have no slice of their own}],
         "labels": {budget: {"labels", figures}}, few to many, empty where the run has one budget,
-        "order": {"near", "tested"}, see samples/order.py, where features are vectors,
+        "order": {"near", "tested", "by"}, see samples/order.py, where features are vectors,
         "suspects": see scoring/suspects.py, where outcomes are not rows}
     cost : numbers, None where unknown
     outcomes : the rows, or for many test images the figures with buckets left out; intervals.differences takes both

@@ -29,11 +29,13 @@ from stages.sources.shared.remote import OUTAGE, STREAMS, NotThereError, Remote,
 from stages.threads import begun_in_threads, in_threads
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 SHARD_BYTES = 256 * 2**20
 REJECTED = "rejected.parquet"
-OWN_COLUMNS = ("sample", "image_hash", "file", "offset", "length")
+OWN_COLUMNS = ("sample", "image_hash", "file", "offset", "length", "table_row")
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -52,11 +54,13 @@ class Found:
 
     path : its file; or what gives its bytes, called from any thread, where it lies in no file of its own; it raises
         NotThereError, or UnreadableError, where there are none
+    row : where it stands in the table that lists it
     """
 
     sample: str
     path: Path | Callable[[], bytes]
     columns: Mapping[str, Any]
+    row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,11 @@ class Images:
     def samples(self) -> pa.Table:
         """The part of the table that means something: sample, image_hash and the source's columns."""
         return self.table.select(["sample", "image_hash", *self.columns])
+
+    @property
+    def table_row(self) -> NDArray[np.int64] | None:
+        """Where each image stands in the table that lists them, if that has another order than that of names."""
+        return self.table["table_row"].to_numpy() if "table_row" in self.table.column_names else None
 
     @property
     def columns(self) -> list[str]:
@@ -329,6 +338,9 @@ def _table(ordered: Sequence[Found], rows: Sequence[Row]) -> pa.Table:
         "offset": pa.array(offsets, pa.int64()),
         "length": pa.array(lengths, pa.int64()),
     }
+    listed = [image.row for image in ordered if image.row is not None]
+    if len(listed) == len(ordered) and listed != sorted(listed):  # a table's order says more than that of names
+        columns["table_row"] = pa.array(listed, pa.int64())
     for name in ordered[0].columns:
         columns[free_name(name, columns)] = pa.array([image.columns[name] for image in ordered])
     return pa.table(columns)

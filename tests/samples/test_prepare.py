@@ -18,6 +18,7 @@ from stages.fetch import fetch
 from stages.files import RAW, read_table
 from stages.params import Dataset
 from stages.prepare import prepare
+from stages.samples.order import Order
 from stages.samples.table import Samples, read_samples
 from stages.sources import folder as source
 from stages.sources import table
@@ -372,6 +373,43 @@ def test_series_that_lie_on_both_sides_are_told_with_what_to_do(
         "warning: cells: for 100% of 60 test images the training image that looks most like them stands near them in "
         f"the order of names, and 50% is chance: what stands together may belong together; {what}\n"
     ) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("listed", ["as they were taken", "by lot"])
+def test_series_under_names_by_lot_are_told_by_the_order_of_their_table(
+    listed: str, cells: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, random = Path("series"), np.random.default_rng(0)
+    folder.mkdir()
+    names = [f"{n:06d}.png" for n in random.permutation(240)]
+    for at, name in enumerate(names):  # 40 cells, each photographed six times
+        pixels = np.asarray(Image.open(cells[at // 6 * 60]), float) + random.normal(0, 40, (300, 300))
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / name)
+    lines = [f"{name},{'ab'[at % 2]}" for at, name in enumerate(names)]
+    if listed == "by lot":
+        random.shuffle(lines)
+    Path("series.csv").write_text("\n".join(["file,class", *lines]))
+    fetch("photos", table.Params(source="table", path="series.csv", root="series"))
+    samples = run(near_duplicates=False)
+    rows = dict(zip(samples.table["sample"].to_pylist(), samples.table["table_row"].to_pylist(), strict=True))
+    assert [rows[line.split(",")[0]] for line in lines] == list(range(240))
+    assert "table_row" not in samples.facts["columns"]
+    told = "stands near them in the order of the table, and 50% is chance" in capsys.readouterr().err
+    order = Order(**samples.facts["order"])
+    if listed == "by lot":
+        assert not told
+        assert not order.tells
+    else:
+        assert told
+        assert order.by == "table"
+        assert order.share > 0.9
+
+
+def test_a_table_in_the_order_of_names_has_no_rows_of_its_own(cells: list[Path]) -> None:
+    lines = [f"{path},{'ab'[at % 2]}" for at, path in enumerate(cells[:24])]
+    Path("scans.csv").write_text("\n".join(["file,class", *lines]))
+    fetch("photos", table.Params(source="table", path="scans.csv", root="/"))
+    assert "table_row" not in run().table.column_names
 
 
 def test_the_order_is_not_told_where_it_tells_nothing(cells: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

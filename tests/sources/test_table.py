@@ -164,7 +164,10 @@ def test_columns_with_names_of_our_own_are_kept_beside_ours(work: Path) -> None:
         (["path,class,class", "1.png,a,b"], "scans.csv has two columns class: rename one"),
         (["name,class", "1.png,a"], "scans.csv: of its columns name, class none is known to be that of the images'"),
         (["path,file", "1.png,a"], "scans.csv: of its columns path, file path and file may be that of the images'"),
-        (["path,class", "1.png,a", "./1.png,b"], "scans.csv names an image twice: 1.png"),
+        (
+            ["path,class", "1.png,a", "./1.png,b"],
+            "scans.csv: no image of its 2 rows can be used; the first: 1.png: it is listed twice, with other values",
+        ),
         (["path,class", "2.png,a"], "scans.csv: no image of its 1 rows can be used; the first: 2.png: it is not ther"),
     ],
 )
@@ -197,3 +200,14 @@ def test_what_is_no_table_is_told(work: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             source.fetch(source.Params(source="table", path="scans.csv", **keys), work)
+
+
+def test_an_image_that_is_listed_twice_counts_once_and_with_other_values_not_at_all(work: Path) -> None:
+    lay_out(work, "1.png", "2.png", "3.png")
+    listing("path,class", "1.png,a", "2.png,a", "./1.png,a", "3.png,b", "2.png,b", "1.png,a")
+    images = fetch()
+    assert rows(images, "class") == [("1.png", "a"), ("3.png", "b")]
+    assert sorted(images.rejected) == [
+        *[("1.png", "it is listed twice")] * 2,
+        *[("2.png", "it is listed twice, with other values")] * 2,
+    ]

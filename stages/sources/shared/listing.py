@@ -6,7 +6,7 @@ import csv
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.cli import UserError
 from stages.params import suggest
@@ -32,21 +32,32 @@ def find_listed(
 
     column : that of the paths, None where its name says so; place : what the table is called, for messages
     locate : gives an image's name and file for a path, or why there is none
+    Of rows that list one image with the same values the first counts; with other values, none.
     Raises UserError when no column is known to be that of the paths, and when no row has an image.
     """
     paths = _column_of_paths(table.column_names, column, place)
-    found, rejected = [], []
-    for columns in table.to_pylist():
+    found: dict[str, Found] = {}
+    again: dict[str, list[dict[str, Any]]] = {}
+    rejected = []
+    for row, columns in enumerate(table.to_pylist()):
         value = columns.pop(paths)
         place_or_reason = "no path: the field is empty" if value in (None, "") else locate(str(value))
         if isinstance(place_or_reason, str):
             rejected.append(("" if value is None else str(value), place_or_reason))
+        elif place_or_reason[0] in found:
+            again.setdefault(place_or_reason[0], []).append(columns)
         else:
-            found.append(Found(*place_or_reason, columns))
+            found[place_or_reason[0]] = Found(*place_or_reason, columns, row)
+    for name, rows in again.items():
+        differ = any(columns != found[name].columns for columns in rows)
+        reason = "it is listed twice, with other values" if differ else "it is listed twice"
+        rejected += [(name, reason)] * (len(rows) + differ)
+        if differ:
+            del found[name]
     if rejected and not found:
         first = "{}: {}".format(*rejected[0])
         raise UserError(f"{place}: no image of its {len(rejected):,} rows can be used; the first: {first}")
-    return found, rejected
+    return list(found.values()), rejected
 
 
 def read_listing(path: Path, place: str) -> pa.Table:
