@@ -17,16 +17,20 @@ import pytest
 import yaml
 from PIL import Image
 
-from stages.cli import UserError
-from stages.params import Dataset, read_params
+from stages.cli import UserError, guard
+from stages.extract import extract
+from stages.files import read_table
+from stages.params import Dataset, Features, read_params
 from stages.prepare import prepare
 from stages.samples.decoding import BadImage, decode, pixel_hash, to_arrays
 from stages.samples.duplicates import LOOKS, appearance
 from stages.samples.table import read_samples
 from stages.samples.thumbnails import thumbnail
 from stages.sources._raw import Found, write_images
+from stages.store.activations import read_features
 from tests.conftest import cell_files
 from tests.samples.heic import HEIC
+from tests.test_extract import make_backbone
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = (ROOT / "params.yaml").read_text()
@@ -89,19 +93,25 @@ def mutated_text(lot: random.Random) -> bytes:
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.filterwarnings("ignore::ruamel.yaml.error.ReusedAnchorWarning")
-def test_params_that_nobody_means_are_told_in_lines(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_params_that_nobody_means_are_told_in_lines(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     lot = random.Random(seed)
     refused = 0
     for number in range(20):
         Path("params.yaml").write_bytes((mutated_content if number % 3 else mutated_text)(lot))
-        try:
-            read_params()
-        except UserError as error:
-            refused += 1
-            lines = error.args
-            assert all(line.startswith("params.yaml") for line in lines)
-            assert len(lines) <= 21
+        with pytest.raises(SystemExit) as left:
+            guard(read_params)
+        said = capsys.readouterr().err
+        if left.value.code == 0:
+            assert not said
+            continue
+        refused += 1
+        assert left.value.code == 2
+        lines = said.removesuffix("\n").split("\n")
+        assert all(line.startswith("params.yaml") for line in lines)
+        assert len(lines) <= 21
     assert refused >= 15  # the others have changed a number, or a comment
 
 
@@ -197,11 +207,14 @@ def test_images_that_are_broken_are_refused_or_seen_and_nothing_else(seed: int) 
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_a_data_set_of_broken_images_is_prepared_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_of_broken_images_is_prepared_without_them_and_extract_leaves_out_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "cache"))
     lot = random.Random(0)
     whole = [(f"whole-{n:02}.png", path.read_bytes()) for n, path in enumerate(cell_files(20))]
-    broken = [(f"broken-{n:03}", mutated_image(lot)) for n in range(60)]
+    broken = [(f"broken-{n:03}", mutated_image(lot)) for n in range(1000)]
     folder = Path("data/raw/photos")
     folder.mkdir(parents=True)
     found = [
@@ -210,10 +223,17 @@ def test_a_data_set_of_broken_images_is_prepared_without_them(tmp_path: Path, mo
     ]
     write_images(folder, found, source="test", origin="a test", licence="none")
     entry = {"images": "photos", "split": {"test": 0.25}}
-    with pytest.raises(UserError, match=r"datasets.mine: \d+ of 80 images cannot be used, more than max_unread"):
+    with pytest.raises(UserError, match=r"datasets.mine: \d+ of 1,020 images cannot be used, more than max_unread"):
         prepare("mine", Dataset.model_validate(entry))
     assert not Path("data/prepared/mine").exists()
     prepare("mine", Dataset.model_validate({**entry, "max_unreadable": 1.0}))
     samples = read_samples("mine")
     assert {name for name, _ in whole} <= set(samples.table["sample"].to_pylist())
-    assert len(samples) + samples.facts["rejected"] == 80
+    rejected = read_table(Path("data/prepared/mine/rejected.parquet")).to_pylist()
+    assert len(samples) + len(rejected) == 1020
+    assert all(row["reason"] for row in rejected)
+    make_backbone(Path("data/raw/network"))
+    extract("pixels", Features(images="photos", backbone="raw/network", image_size=[16], cut="image"))
+    features = read_features("pixels")
+    assert set(features.rejected) == {row["image_hash"] for row in rejected}
+    assert set(features.image_hashes) == set(samples.image_hashes)
