@@ -167,7 +167,9 @@ class _Weighed(ABC):
         self._addends = self._counts()
 
     def figures(self, weights: Floats, ranks: bool = True) -> dict[str, Floats]:
-        """Return each of FIGURES as (m,), and each of CLASS_FIGURES as "class_<figure>" (m, classes).
+        """Return each of FIGURES, or LABEL_FIGURES, as (m,), and those of classes as "class_<figure>" (m, classes).
+
+        Of classes these are CLASS_FIGURES, and of several labels average_precision, too.
 
         weights : (m, units), not negative; NaN where a figure is undefined under them, as AUC is with one class.
         ranks : whether to work out auc and average_precision, which take the time
@@ -364,7 +366,7 @@ def _areas_left_out(score: Floats, positive: NDArray[np.bool_], units: Integers,
     positives, negatives = (
         _without(np.bincount(units[of], minlength=count).astype(np.float64)) for of in (positive, ~positive)
     )
-    found, passed, under_roc, precision = np.zeros((4, 1 + count))  # passed: others, up to and with a score
+    found, others, under_roc, precision = np.zeros((4, 1 + count))  # of the class and others, up to and with a score
     for start in range(0, len(scores), SCORES):
         size = min(SCORES, len(scores) - start)
         here = (place >= start) & (place < start + size)
@@ -372,10 +374,10 @@ def _areas_left_out(score: Floats, positive: NDArray[np.bool_], units: Integers,
             _without(_sums(place[here & of] - start, units[here & of], None, count, size)) for of in kinds
         )
         all_found = found + np.cumsum(step, axis=0)
-        all_passed = passed + np.cumsum(between + level, axis=0)
-        under_roc += (step * (negatives - all_passed + level / 2)).sum(axis=0)
-        precision += (step * all_found / np.maximum(all_found + all_passed, 1.0)).sum(axis=0)
-        found, passed = all_found[-1], all_passed[-1]
+        all_others = others + np.cumsum(between + level, axis=0)
+        under_roc += (step * (negatives - all_others + level / 2)).sum(axis=0)
+        precision += (step * all_found / np.maximum(all_found + all_others, 1.0)).sum(axis=0)
+        found, others = all_found[-1], all_others[-1]
     return _ratio(under_roc, positives * negatives), _ratio(precision, positives)
 
 

@@ -62,8 +62,9 @@ def find_suspects(runs: Sequence[Outcomes], most: int | None = None) -> Suspects
     """
     classes, (names, labels, p) = runs[0].classes, _averaged(runs)
     if runs[0].multi_label:
+        by_label = np.ascontiguousarray(p.T)
         questions = [
-            ([f"not {name}", name], _judge(labels[:, c], np.stack([1 - p[:, c], p[:, c]], axis=1)))
+            ([f"not {name}", name], _judge(labels[:, c], np.stack([1 - by_label[c], by_label[c]], axis=1)))
             for c, name in enumerate(classes)
         ]
     else:
