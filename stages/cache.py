@@ -93,7 +93,7 @@ def all_uses() -> tuple[list[Use], list[str]]:
         try:
             found += list(uses(project, label))
         except UserError as error:
-            unknown.append(f"{project}: {error}")
+            unknown.append(f"{project}: {error.args[0]}")
     return found, unknown
 
 

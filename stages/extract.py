@@ -29,7 +29,7 @@ from stages.backbones.trained import backbone_folder
 from stages.cli import UserError, progress, run_stage
 from stages.files import COSTS, DATA, FEATURES, hash_json, read_json, write_json
 from stages.params import Features, read_params
-from stages.samples.decoding import PREPROCESSING_VERSION, SMALL, BadImage, to_arrays
+from stages.samples.decoding import INTERPOLATIONS, PREPROCESSING_VERSION, SMALL, BadImage, to_arrays
 from stages.sources._raw import Images, read_images
 from stages.store.activations import read_features, to_digests, to_hashes, write_features
 from stages.store.cache import ActivationCache, Column, DamagedShardError, Stored
@@ -184,17 +184,23 @@ def _every_features() -> list[Features]:
 def sizes_elsewhere(entry: Features, every: Sequence[Features]) -> dict[str, set[int]]:
     """Return by interpolation the sizes that features of the same images see; nothing where there are no others.
 
-    Features whose network is not there yet are not counted: which interpolation it asks for is not known.
+    Features whose network is not there yet, or not whole, count as of the entry's own interpolation.
     """
     alike = [e for e in every if (e.images, e.resize) == (entry.images, entry.resize)]
     found: dict[str, set[int]] = {}
     for e in alike if len(alike) > 1 else ():
-        for folder in ("", "final", "repeat-0"):
-            network = DATA / e.backbone / folder / "network.json"
-            if network.is_file():
-                found.setdefault(read_json(network)["interpolation"], set()).update(e.image_size)
-                break
+        how = _interpolation(e) or _interpolation(entry)
+        if how is not None:
+            found.setdefault(how, set()).update(e.image_size)
     return found
+
+
+def _interpolation(entry: Features) -> str | None:
+    for folder in ("", "final", "repeat-0"):  # of a download, or of a run's model
+        with suppress(UserError, KeyError, TypeError):
+            how = read_json(DATA / entry.backbone / folder / "network.json")["interpolation"]
+            return str(how) if how in INTERPOLATIONS else None
+    return None
 
 
 class _Block(NamedTuple):

@@ -37,6 +37,14 @@ NUMBERS_IN_A_GROUP = 2**23
 LEARNED = "learned.parquet"
 """In a folder with a network that was trained here: what images it has learned from, by their pixels."""
 _USED_BY = ".used-by-"
+_STAGES = {
+    "raw": "fetch",
+    "prepared": "prepare",
+    "features": "extract",
+    "models": "finetune",
+    "evaluations": "evaluate",
+    "runs": "evaluate",
+}
 
 
 def hash_bytes(content: bytes) -> str:
@@ -200,7 +208,16 @@ def missing(path: Path) -> UserError:
 def damaged(path: Path, error: Exception) -> UserError:
     """Return the error for a file of an earlier stage that is there and cannot be read."""
     reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return UserError(f"{path} cannot be read ({reason}): run `dvc checkout` or `dvc repro`")
+    return UserError(f"{path} cannot be read ({reason}): run {made_again(path)}")
+
+
+def made_again(path: Path) -> str:
+    """Return the command that makes a damaged file of a stage again; DVC's cache may hold the very same bytes."""
+    parts = path.parts
+    for at in reversed(range(1, len(parts) - 1)):
+        if parts[at - 1] in ("data", "reports") and parts[at] in _STAGES:
+            return f"`dvc repro --force --single-item {_STAGES[parts[at]]}@{parts[at + 1]}`"
+    return "`dvc repro --force`"
 
 
 def write_table(path: Path, table: pa.Table) -> None:

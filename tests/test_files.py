@@ -23,6 +23,7 @@ from stages.files import (
     hash_file,
     hash_json,
     link_or_copy,
+    made_again,
     new_file,
     new_folder,
     read_json,
@@ -215,7 +216,7 @@ def test_a_file_that_was_cut_off_is_named_with_what_to_do(keep: float, tmp_path:
     for path, read in ((tmp_path / "a.json", read_json), (tmp_path / "a.parquet", read_table)):
         content = path.read_bytes().rstrip()
         path.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
-        with pytest.raises(UserError, match=rf"^{path} cannot be read \(.+\): run `dvc checkout` or `dvc repro`$"):
+        with pytest.raises(UserError, match=rf"^{path} cannot be read \(.+\): run `dvc repro --force`$"):
             read(path)
 
 
@@ -281,6 +282,19 @@ def test_a_link_costs_no_space_and_where_there_are_none_a_copy_is_made(
     link_or_copy(source, tmp_path / "copy")
     assert not (tmp_path / "copy").samefile(source)
     assert (tmp_path / "copy").read_bytes() == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("path", "stage"),
+    [
+        ("data/raw/photos/images.parquet", "fetch@photos"),
+        ("/home/data/raw/net/data/features/lite0/activations-00000.npy", "extract@lite0"),
+        ("data/models/svm/repeat-0/model.skops", "finetune@svm"),
+        ("reports/runs/svm/outcomes.parquet", "evaluate@svm"),
+    ],
+)
+def test_the_stage_that_makes_a_damaged_file_again_is_named(path: str, stage: str) -> None:
+    assert made_again(Path(path)) == f"`dvc repro --force --single-item {stage}`"
 
 
 def test_a_table_written_in_pieces_has_the_bytes_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -420,7 +420,7 @@ def test_a_model_of_an_unknown_kind_or_with_a_broken_file_is_one_line() -> None:
     finetune("probe", make_run(repeats=1))
     folder = Path("data/models/probe/repeat-0")
     (folder / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"model.safetensors cannot be read .*: run `dvc checkout` or `dvc repro`"):
+    with pytest.raises(UserError, match=r"model.safetensors cannot be read .*: run `dvc repro --force"):
         read_model(folder)
     facts = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps({**facts, "kind": "os"}))

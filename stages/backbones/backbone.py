@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.cli import UserError
-from stages.files import read_json
+from stages.files import damaged, made_again, missing, read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,8 +60,10 @@ def load_backbone(folder: Path, weights: str = "weights.safetensors") -> Backbon
     facts, path = read_json(folder / "network.json"), folder / weights
     try:
         found = hash_weights(path)
-    except (FileNotFoundError, SafetensorError) as error:
-        raise UserError(f"{path} is not there or not whole: run `dvc repro`, or `dvc checkout`") from error
+    except FileNotFoundError:
+        raise missing(path) from None
+    except SafetensorError as error:
+        raise damaged(path, error) from error
     if found != facts["weights_hash"]:
-        raise UserError(f"{path} holds other weights than network.json beside it says: run `dvc checkout`")
+        raise UserError(f"{path} holds other weights than network.json beside it says: run {made_again(path)}")
     return Backbone(path, facts)

@@ -503,9 +503,11 @@ def _write_onnx(part: FromPixels | Apart, shape: tuple[int, ...], path: Path, ne
         with warnings.catch_warnings(action="ignore"), torch.no_grad():
             program = torch.onnx.export(part, (torch.zeros(shape, dtype=torch.uint8),), dynamo=True, verbose=False)
             assert program is not None
+            program.save(path)
+    except OSError:  # what a full disk says is no failure of the exporter
+        raise
     except Exception as error:  # the exporter fails in as many ways as there are networks
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{network} cannot be exported for ONNX Runtime ({reason}): set TRANSFER_ENGINE=torch"
         ) from error
-    program.save(path)  # what a full disk says is no failure of the exporter

@@ -86,7 +86,8 @@ def look_up(
         return of_names
     at = np.argsort(table_row, kind="stable")
     of_table = _look_up(lambda row, others: apart(int(at[row]), at[others]), labels[at], part[at])
-    return of_table._replace(by="table") if of_table.share > of_names.share else of_names
+    tells_more = (of_table.tells, of_table.share) > (of_names.tells, of_names.share)
+    return of_table._replace(by="table") if tells_more and of_table.tested >= FEWEST_TESTED else of_names
 
 
 def _look_up(apart: Callable[[int, Ints], NDArray[Any]], labels: Ints, part: Ints) -> Order:

@@ -214,7 +214,7 @@ def _leakage(facts: Mapping[str, Any], dataset: Dataset, in_features: Mapping[st
         found += [f"by pixels: {left_out if copies else 'none'}", f"by looks: {tested if alike else 'none'}"]
     orders = [("order", "that looks most like", Order(**facts["order"]))] if "order" in facts else []
     if in_features:
-        features = max(in_features, key=lambda name: in_features[name].share)
+        features = max(in_features, key=lambda name: (in_features[name].tells, in_features[name].share))
         orders.append((f"order in the features {features}", "nearest to", in_features[features]))
     for by, most_like, order in orders:
         if order.tested:

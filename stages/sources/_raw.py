@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from stages.cli import UserError, progress, warn
-from stages.files import RAW, hash_bytes, read_json, read_table, write_json, write_table
+from stages.files import RAW, hash_bytes, made_again, read_json, read_table, write_json, write_table
 from stages.sources.shared.remote import OUTAGE, STREAMS, NotThereError, Remote, UnreadableError, is_url
 from stages.threads import begun_in_threads, in_threads
 
@@ -147,7 +147,7 @@ class _Places:
             number = self.open_files[file].fileno()
         content = os.pread(number, length, offset)
         if len(content) != length:
-            raise UserError(f"{self.root / file} ends too early: run `dvc checkout`, or `dvc repro fetch@{self.name}`")
+            raise UserError(f"{self.root / file} ends too early: run {made_again(self.root / file)}")
         if hash_bytes(content) != image_hash:
             raise UserError(
                 f"{self.root / file} is damaged, the bytes of {sample} are not those that were fetched: run "
@@ -342,7 +342,7 @@ def _table(ordered: Sequence[Found], rows: Sequence[Row]) -> pa.Table:
     if len(listed) == len(ordered) and listed != sorted(listed):  # a table's order says more than that of names
         columns["table_row"] = pa.array(listed, pa.int64())
     for name in ordered[0].columns:
-        columns[free_name(name, columns)] = pa.array([image.columns[name] for image in ordered])
+        columns[free_name(name, {*columns, "table_row"})] = pa.array([image.columns[name] for image in ordered])
     return pa.table(columns)
 
 

@@ -40,6 +40,10 @@ def pixel_column(size: int) -> Column:
     return Column(size, "identity", "image")
 
 
+def _area(sizes: Iterable[int]) -> int:
+    return sum(size * size for size in sizes)
+
+
 class KeptPixels(AbstractContextManager["KeptPixels"]):
     """Decodes images, or finds them decoded; a context manager, which writes what it keeps.
 
@@ -81,9 +85,12 @@ class KeptPixels(AbstractContextManager["KeptPixels"]):
             return kept
         content, began = read(), clocks()
         mine = self._interpolation
-        every = {**self._elsewhere, mine: {*sizes, *self._elsewhere.get(mine, ())}}
-        room = COLOURS * sum(size * size for of in every.values() for size in of)
-        if not self._reserve(room, len(content)):
+        of_mine = {mine: {*sizes, *self._elsewhere.get(mine, ())}}
+        for every in ({**self._elsewhere, **of_mine}, of_mine):  # where not all of them have room, the own alone
+            room = COLOURS * sum(map(_area, every.values()))
+            if self._reserve(room, len(content)):
+                break
+        else:
             return to_arrays_of_each(content, {mine: sizes}, self._resize)[mine]
         taken = 0
         try:
@@ -94,10 +101,11 @@ class KeptPixels(AbstractContextManager["KeptPixels"]):
                 self._left += room - taken
         seconds = (clocks() - began)[0]
         with self._lock:
-            for how, writer in self._writers.items():
-                self._took[how] += np.array([seconds / thread_count(), seconds]) / len(self._writers)
+            for how in self._writers.keys() & every.keys():
+                share = _area(every[how]) / sum(map(_area, every.values()))
+                self._took[how] += np.array([seconds / thread_count(), seconds]) * share
                 rows = {pixel_column(size): array[np.newaxis] for size, array in pixels[how].items()}
-                writer.add([image_hash], len(next(iter(pixels[how].values()))), rows)
+                self._writers[how].add([image_hash], len(next(iter(pixels[how].values()))), rows)
         return {size: pixels[mine][size] for size in sizes}
 
     def _reserve(self, room: int, file: int) -> bool:

@@ -87,7 +87,7 @@ def test_the_trained_network_gives_what_its_parts_give(
     for name in ("backbone.safetensors", "model.safetensors"):
         path = run / "repeat-0" / name
         path.write_bytes(path.read_bytes()[:-1])
-        with pytest.raises(UserError, match=rf"{name} cannot be read \(.*\): run `dvc checkout` or `dvc repro`"):
+        with pytest.raises(UserError, match=rf"{name} cannot be read \(.*\): run `dvc repro --force"):
             backbone_folder(run)
 
 

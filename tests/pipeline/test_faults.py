@@ -387,6 +387,24 @@ def test_names_of_files_and_classes_are_only_names(project: Project) -> None:
     assert len(parents(project)) == 2
 
 
+def test_an_output_that_is_cut_off_is_made_again_by_the_command_that_its_line_names(project: Project) -> None:
+    project.repro("finetune@svm")
+    whole = bytes_written(project)
+    for pattern in ("features/layers/activations-*.npy", "raw/photos/*.tar", "prepared/cells/samples.parquet"):
+        [path] = project.path("data").glob(pattern)
+        path.chmod(0o644)  # DVC keeps what it has linked from being written to
+        with path.open("r+b") as file:  # in place: DVC's own copy is the same file
+            file.truncate(path.stat().st_size // 2)
+        stage = "extract layers" if "raw" in pattern else "finetune svm"
+        shutil.rmtree(project.path(".transfer/cache/activations"))
+        ended = project.run(f"python -m stages.{stage}")
+        assert_told(ended, str(path.relative_to(project.root)))
+        [command] = re.findall("`(dvc repro --force .*?)`", ended.stderr)
+        project.run(command, check=True)
+        project.repro("finetune@svm")
+        assert bytes_written(project) == whole
+
+
 def test_a_link_that_leads_back_is_followed_once(project: Project) -> None:
     import pyarrow.parquet as pq
 

@@ -143,7 +143,9 @@ def test_outputs_and_dvc_s_cache_are_the_same_bytes_on_the_disk(project: Project
         pytest.skip("this file system has no hard links")
     project.repro("prepare@cells extract@layers")
     kept = {path.stat().st_ino for path in project.path(".dvc/cache/files/md5").rglob("*") if path.is_file()}
-    large = [path for path in project.path("data").rglob("*") if path.suffix in (".npy", ".tar", ".parquet")]
+    large = [
+        path for path in project.path("data").rglob("*") if path.suffix in (".npy", ".tar", ".parquet", ".safetensors")
+    ]
     assert len(large) > 5
     assert [str(path) for path in large if path.stat().st_ino not in kept] == []
 

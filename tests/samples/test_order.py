@@ -53,6 +53,24 @@ def test_the_same_images_in_another_order_are_not(series: tuple[np.ndarray, np.n
     assert not order.tells
 
 
+def test_the_order_of_the_table_is_told_where_that_of_names_says_nothing(series: tuple[np.ndarray, np.ndarray]) -> None:
+    found, part = series
+    mixed = np.random.default_rng(2).permutation(400)
+    order = look_up_order(found[mixed], np.zeros(400, np.int64), part[mixed], mixed)
+    assert order == look_up_order(found, np.zeros(400, np.int64), part)._replace(by="table")
+    assert order.facts == {"near": order.near, "tested": order.tested, "by": "table"}
+    assert Order(**order.facts) == order
+    assert "in the order of the table, and" in order.hint("looks", None)
+
+
+def test_a_table_that_lists_part_by_part_hides_nothing_that_names_tell(series: tuple[np.ndarray, np.ndarray]) -> None:
+    found, part = series
+    by_part = np.argsort(np.argsort(part, kind="stable"))
+    order = look_up_order(found, np.zeros(400, np.int64), part, by_part)
+    assert order == look_up_order(found, np.zeros(400, np.int64), part)
+    assert (order.by, order.tells) == ("names", True)
+
+
 def test_series_that_are_kept_whole_are_not(series: tuple[np.ndarray, np.ndarray]) -> None:
     found, _ = series
     part = np.repeat(np.random.default_rng(3).choice([0, 0, 0, 2], 40), 10)

@@ -51,5 +51,5 @@ def test_where_there_are_none_it_is_said_what_to_do() -> None:
     with pytest.raises(UserError, match=r"thumbnails\.parquet is not there: run `dvc repro prepare`"):
         read_thumbnails(Path("data/prepared/cells/thumbnails.parquet"), ["a"])
     Path("cut.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"^cut\.parquet cannot be read \(.+\): run `dvc checkout` or `dvc repro`$"):
+    with pytest.raises(UserError, match=r"^cut\.parquet cannot be read \(.+\): run `dvc repro --force`$"):
         read_thumbnails(Path("cut.parquet"), ["a"])

@@ -148,6 +148,7 @@ def test_suspects_are_kept_where_rows_are_not(
     write_record(replace(record, outcomes=left_out(found), details=details), plot_rows(found))
     read = read_record("probe").details["suspects"]
     assert (read.images, read.labels) == (kept.images, kept.labels)
+    assert len(read.likeliest) == 10
     for a, b in zip(read.likeliest, kept.likeliest, strict=True):
         assert (a.sample, a.label, a.suggested) == (b.sample, b.label, b.suggested)
         assert (a.p_label, a.p_suggested) == pytest.approx((b.p_label, b.p_suggested), abs=1e-6)

@@ -127,7 +127,10 @@ def test_a_shard_that_ends_too_early_is_an_error_that_names_it(cells: list[Path]
     images = write(some(cells))
     shard = RAW / "images" / "images-00000.tar"
     shard.write_bytes(shard.read_bytes()[: 512 + 100])
-    with pytest.raises(UserError, match=r"data/raw/images/images-00000\.tar ends too early"):
+    with pytest.raises(
+        UserError,
+        match=r"data/raw/images/images-00000\.tar ends too early: run `dvc repro --force --single-item fetch@images`$",
+    ):
         images.read(0)
 
 

@@ -202,12 +202,30 @@ def test_what_is_no_table_is_told(work: Path) -> None:
             source.fetch(source.Params(source="table", path="scans.csv", **keys), work)
 
 
-def test_an_image_that_is_listed_twice_counts_once_and_with_other_values_not_at_all(work: Path) -> None:
+def test_an_image_that_is_listed_twice_counts_once_and_with_other_values_not_at_all(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lay_out(work, "1.png", "2.png", "3.png")
     listing("path,class", "1.png,a", "2.png,a", "./1.png,a", "3.png,b", "2.png,b", "1.png,a")
     images = fetch()
     assert rows(images, "class") == [("1.png", "a"), ("3.png", "b")]
-    assert sorted(images.rejected) == [
-        *[("1.png", "it is listed twice")] * 2,
-        *[("2.png", "it is listed twice, with other values")] * 2,
-    ]
+    assert images.rejected == [("2.png", "it is listed twice, with other values")] * 2
+    assert capsys.readouterr().err.startswith(
+        "warning: scans.csv: 2 rows list an image again with the same values; each image counts once\n"
+    )
+
+
+def test_numbers_that_are_none_make_no_other_values(work: Path) -> None:
+    lay_out(work, "1.png", "2.png")
+    number = [float("nan"), 1.0, float("nan")]
+    pq.write_table(pa.table({"path": ["1.png", "2.png", "1.png"], "number": number}), "scans.parquet")
+    assert [name for name, *_ in rows(fetch("scans.parquet"), "number")] == ["1.png", "2.png"]
+
+
+@pytest.mark.parametrize("names", [["1.png", "2.png"], ["2.png", "1.png"]])
+def test_a_column_may_have_the_name_of_ours(names: list[str], work: Path) -> None:
+    lay_out(work, "1.png", "2.png")
+    listing("path,table_row", f"{names[0]},a", f"{names[1]},")
+    images = fetch()
+    assert images.columns == ["source_table_row"]
+    assert (images.table_row is None) == (names == sorted(names))

@@ -135,7 +135,7 @@ def test_a_file_that_was_cut_off_is_named_with_what_to_do(tmp_path, backbone, ro
     store = write(tmp_path / "f", backbone, rows)
     path = tmp_path / "f" / "activations-00000.npy"
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size) if isinstance(keep, float) else keep])
-    with pytest.raises(UserError, match=rf"^{path} cannot be read \(.+\): run `dvc checkout` or `dvc repro`$"):
+    with pytest.raises(UserError, match=rf"^{path} cannot be read \(.+\): run `dvc repro --force`$"):
         store.read([0])
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.cli import UserError, progress
+from stages.cli import UserError, progress, warn
 from stages.files import hash_file, in_use
 from stages.store.location import cache_root
 
@@ -35,7 +35,10 @@ def downloaded(url: str | None, sha256: str | None, path: Path) -> Iterator[Path
     assert sha256 is not None
     target = cache_root() / "downloads" / sha256
     with in_use(target):
-        if not target.is_file() or hash_file(target) != sha256:
+        whole = target.is_file() and hash_file(target) == sha256
+        if target.is_file() and not whole:
+            warn(f"{target} was damaged: it is downloaded again")
+        if not whole:
             download(url, target, "sha256", sha256)
         yield target
         target.unlink(missing_ok=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.cli import UserError
+from stages.cli import UserError, warn
 from stages.params import suggest
 from stages.sources._raw import Found
 
@@ -48,16 +48,24 @@ def find_listed(
             again.setdefault(place_or_reason[0], []).append(columns)
         else:
             found[place_or_reason[0]] = Found(*place_or_reason, columns, row)
+    alike = 0
     for name, rows in again.items():
-        differ = any(columns != found[name].columns for columns in rows)
-        reason = "it is listed twice, with other values" if differ else "it is listed twice"
-        rejected += [(name, reason)] * (len(rows) + differ)
-        if differ:
+        if any(_said(columns) != _said(found[name].columns) for columns in rows):
+            rejected += [(name, "it is listed twice, with other values")] * (1 + len(rows))
             del found[name]
+        else:
+            alike += len(rows)
+    if alike:
+        warn(f"{place}: {alike:,} rows list an image again with the same values; each image counts once")
     if rejected and not found:
         first = "{}: {}".format(*rejected[0])
         raise UserError(f"{place}: no image of its {len(rejected):,} rows can be used; the first: {first}")
     return list(found.values()), rejected
+
+
+def _said(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row so that it equals another of the same values: a number that is none equals nothing."""
+    return {name: None if value != value else value for name, value in columns.items()}
 
 
 def read_listing(path: Path, place: str) -> pa.Table:
