@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -127,6 +128,27 @@ def test_more_than_an_array_of_arrow_may_hold_is_written_and_read_in_pieces(
     assert pq.read_metadata("data/prepared/many-classes/samples.parquet").num_row_groups == 5
     np.testing.assert_array_equal(of_many.targets, whole.targets)
     assert of_many.facts["content_hash"] == whole.facts["content_hash"]
+
+
+@pytest.mark.parametrize("kind", ["one class", "probabilities", "several labels"])
+def test_the_content_hash_is_that_of_each_image_as_json(kind: str, cells: list[Path]) -> None:
+    half = ["0.5", "1"] * 12
+    table_source(
+        cells, **{"class": ["b", "a"] * 12, "a": half, "x": [0, 1, 1] * 8, "y": [1, 0, 0] * 8, "w": [2.5] * 24}
+    )
+    keys: dict[str, Any] = {
+        "one class": {"group": None},
+        "probabilities": {"label": {"column": "class", "soft": "a"}, "weight": "w"},
+        "several labels": {"label": {"column": ["x", "y"]}, "split": {"test": 0.25, "repeats": 4}},
+    }[kind]
+    samples = run(**keys)
+    rows = read_table(Path("data/prepared/cells/samples.parquet"))
+    parts = [name for name in rows.column_names if name.startswith("split_")]
+    columns = ["image_hash", "group", "target", *parts, *(["sample_weight"] if "weight" in keys else [])]
+    digest = hashlib.sha256(json.dumps(samples.classes).encode())
+    for row in rows.select(columns).to_pylist():
+        digest.update(json.dumps([row[name] for name in columns]).encode())
+    assert samples.facts["content_hash"] == digest.hexdigest()
 
 
 def test_facts_tell_classes_counts_and_the_entry(cells: list[Path]) -> None:
