@@ -392,8 +392,8 @@ def test_an_output_that_is_cut_off_is_made_again_by_the_command_that_its_line_na
     whole = bytes_written(project)
     for pattern in ("features/layers/activations-*.npy", "raw/photos/*.tar", "prepared/cells/samples.parquet"):
         [path] = project.path("data").glob(pattern)
-        path.chmod(0o644)  # DVC keeps what it has linked from being written to
-        with path.open("r+b") as file:  # in place: DVC's own copy is the same file
+        path.chmod(0o644)  # what DVC has linked to its cache it keeps from being written to
+        with path.open("r+b") as file:  # in place: where it is linked, DVC's own copy is cut off, too
             file.truncate(path.stat().st_size // 2)
         stage = "extract layers" if "raw" in pattern else "finetune svm"
         shutil.rmtree(project.path(".transfer/cache/activations"))
