@@ -230,7 +230,8 @@ def test_a_data_set_of_broken_images_is_prepared_without_them_and_extract_leaves
     samples = read_samples("mine")
     assert {name for name, _ in whole} <= set(samples.table["sample"].to_pylist())
     rejected = read_table(Path("data/prepared/mine/rejected.parquet")).to_pylist()
-    assert len(samples) + len(rejected) == 1020
+    assert len(samples) + samples.facts["rejected"] == 1020
+    assert len(rejected) == samples.facts["rejected"]
     assert all(row["reason"] for row in rejected)
     make_backbone(Path("data/raw/network"))
     extract("pixels", Features(images="photos", backbone="raw/network", image_size=[16], cut="image"))
