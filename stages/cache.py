@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -144,9 +145,7 @@ def given_up() -> Iterator[Path]:
 def prune(rows: Sequence[Held]) -> int:
     """Remove what is not used and what was given up; return how many bytes that was."""
     freed = 0
-    for path in (*(path for row in rows for path in row.unused), *given_up()):
-        if is_in_use(path):  # since it was listed
-            continue
+    for path in chain((path for row in rows for path in row.unused), given_up()):  # each looked at when its turn comes
         freed += size_of(path)
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
