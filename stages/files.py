@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,7 +213,12 @@ def damaged(path: Path, error: Exception) -> UserError:
 
 
 def made_again(path: Path) -> str:
-    """Return the command that makes a damaged file of a stage again; DVC's cache may hold the very same bytes."""
+    """Return the command that makes a damaged file again, and have DVC look at its copy: maybe the same file.
+
+    DVC takes a file of its cache for whole where it is read-only, as it makes them; others it reads and replaces.
+    """
+    with suppress(OSError):
+        path.chmod(path.stat().st_mode | stat.S_IWUSR)
     parts = path.parts
     for at in reversed(range(1, len(parts) - 1)):
         if parts[at - 1] in ("data", "reports") and parts[at] in _STAGES:

@@ -305,6 +305,7 @@ def test_two_clones_at_once_with_one_cache(project: Project, finished: Project, 
     shared = {"TRANSFER_CACHE": str(tmp_path / "shared-cache")}
     for clone in (project, twin):
         clone.run(f"dvc cache dir '{tmp_path / 'shared-dvc'}'", check=True)
+        clone.run("dvc config --local cache.type reflink,copy", check=True)  # as docs/environment.md says
     begun = [
         subprocess.Popen(
             ["dvc", "repro", "evaluate@svm"],
@@ -392,9 +393,10 @@ def test_an_output_that_is_cut_off_is_made_again_by_the_command_that_its_line_na
     whole = bytes_written(project)
     for pattern in ("features/layers/activations-*.npy", "raw/photos/*.tar", "prepared/cells/samples.parquet"):
         [path] = project.path("data").glob(pattern)
-        path.chmod(0o644)  # what DVC has linked to its cache it keeps from being written to
-        with path.open("r+b") as file:  # in place: where it is linked, DVC's own copy is cut off, too
+        path.chmod(0o644)  # DVC keeps what it has linked from being written to
+        with path.open("r+b") as file:  # in place: DVC's own copy is the same file
             file.truncate(path.stat().st_size // 2)
+        path.chmod(0o444)
         stage = "extract layers" if "raw" in pattern else "finetune svm"
         shutil.rmtree(project.path(".transfer/cache/activations"))
         ended = project.run(f"python -m stages.{stage}")
@@ -403,6 +405,8 @@ def test_an_output_that_is_cut_off_is_made_again_by_the_command_that_its_line_na
         project.run(command, check=True)
         project.repro("finetune@svm")
         assert bytes_written(project) == whole
+        kept = [path for path in project.path(".dvc/cache/files/md5").glob("*/*") if path.suffix != ".dir"]
+        assert [path for path in kept if hash_file(path, "md5") != path.parent.name + path.name] == []
 
 
 def test_a_link_that_leads_back_is_followed_once(project: Project) -> None:

@@ -134,6 +134,22 @@ def test_fresh_clone_with_a_remote_and_one_change_computes_only_that(finished: P
     assert set(leaderboard(clone)) == {"majority", "probe", "svm"}
 
 
+def test_outputs_and_dvc_s_cache_are_the_same_bytes_on_the_disk(project: Project) -> None:
+    probe = project.path("probe")
+    probe.touch()
+    try:
+        os.link(probe, project.path(".dvc/probe"))
+    except OSError:
+        pytest.skip("this file system has no hard links")
+    project.repro("prepare@cells extract@layers")
+    kept = {path.stat().st_ino for path in project.path(".dvc/cache/files/md5").rglob("*") if path.is_file()}
+    large = [
+        path for path in project.path("data").rglob("*") if path.suffix in (".npy", ".tar", ".parquet", ".safetensors")
+    ]
+    assert len(large) > 5
+    assert [str(path) for path in large if path.stat().st_ino not in kept] == []
+
+
 OUTPUTS = {
     "fetch photos": ["data/raw/photos"],
     "prepare cells": ["data/prepared/cells"],
