@@ -12,9 +12,11 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.conftest import Project
@@ -190,6 +192,33 @@ def ended_within(project: Project, stage: str, seconds: float) -> int:
         return process.wait()
 
 
+def ended_under_dvc(project: Project, stage: str, seconds: float) -> int:
+    """Have DVC run a stage and kill the stage after some seconds; returns 0 where it ended before, else its signal."""
+    command = ["dvc", "repro", "--force", "--single-item", stage.replace(" ", "@")]
+    with subprocess.Popen(command, cwd=project.root, env=project.environment(), start_new_session=True) as process:
+        while not (own := children(process.pid, f"stages.{stage.split()[0]}")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(seconds)
+        killed = False
+        for child in own:
+            with suppress(psutil.NoSuchProcess):
+                killed |= child.status() != psutil.STATUS_ZOMBIE
+                child.kill()
+        ended = process.wait()
+    assert ended == 0 or (killed and ended == 255)  # DVC says that the stage has failed
+    return -signal.SIGKILL if ended else 0
+
+
+def children(pid: int, word: str) -> list[psutil.Process]:
+    """Return the processes that another has started, and these in turn, with a word in their command."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += [child] if word in child.cmdline() else []
+    return found
+
+
 @pytest.mark.timeout(600 + 60 * KILLS)
 def test_each_stage_killed_at_random_moments_leaves_nothing_that_is_taken_for_whole(finished: Project) -> None:
     lot, whole = random.Random(0), bytes_written(finished)
@@ -202,7 +231,8 @@ def test_each_stage_killed_at_random_moments_leaves_nothing_that_is_taken_for_wh
         for _ in range(10 * KILLS):
             if lot.random() < 0.5:  # else what the last one has left is there, output and cache
                 begin_anew(finished, stage)
-            ended = ended_within(finished, stage, lot.uniform(0, seconds))
+            kill = ended_under_dvc if lot.random() < 0.5 else ended_within
+            ended = kill(finished, stage, lot.uniform(0, seconds))
             assert ended in (0, -signal.SIGKILL)
             found = files_of(finished, stage)
             assert found.items() <= undisturbed.items()
