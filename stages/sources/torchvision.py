@@ -1,7 +1,7 @@
 """A data set that torchvision knows by name, from its folder of downloads.
 
 Columns: `class`, by its name where torchvision says it, else by number; `split`, where the data set brings one. Images
-that torchvision names files of are taken as they are, under their names; others come as PNG, which keeps each pixel.
+that lie in files of their own are taken as they are, under their names; others come as PNG, which keeps each pixel.
 What is not in the folder is downloaded by torchvision, where a network is.
 
     downloads: {land: {source: torchvision, path: requirements.lock, name: EuroSAT}}
@@ -13,7 +13,7 @@ import contextlib
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +49,17 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
 PAGES = "https://docs.pytorch.org/vision/stable/generated"
 MOST_ABSENT = 0.01
 """Share of a data set's files up to which those that are not there are left out; more were never unpacked."""
+_FILES: dict[str, Callable[[Any], Iterator[str]]] = {
+    "Caltech101": lambda data: (
+        f"101_ObjectCategories/{data.categories[label]}/image_{number:04d}.jpg"
+        for label, number in zip(data.y, data.index, strict=True)
+    ),
+    "Caltech256": lambda data: (
+        f"256_ObjectCategories/{data.categories[label]}/{label + 1:03d}_{number:04d}.jpg"
+        for label, number in zip(data.y, data.index, strict=True)
+    ),
+}
+"""Where images lie below the root of a data set that puts their files' names together when it opens them."""
 BY_HAND = ("FER2013", "ImageNet", "StanfordCars")
 """Data sets that torchvision reads and does not download."""
 
@@ -179,6 +190,8 @@ def _label(value: Any) -> int | None:
 
 def _files(data: Any) -> list[Path]:
     """Return the files of a data set's images, where each lies in one of its own; else none."""
+    if find := _FILES.get(type(data).__name__):
+        return [Path(data.root) / file for file in find(data)]
     for place in ("samples", "imgs", "_samples", "_image_files", "_images"):
         kept = getattr(data, place, None) or ()
         found = [entry[0] if isinstance(entry, tuple) else entry for entry in kept]
