@@ -1,8 +1,11 @@
 """A data set that torchvision knows by name, from its folder of downloads.
 
-Columns: `class`, by its name where torchvision says it, else by number; `split`, where the data set brings one. Images
-that lie in files of their own are taken as they are, under their names; others come as PNG, which keeps each pixel.
-What is not in the folder is downloaded by torchvision, where a network is.
+Columns: `class`, by its name where torchvision says it, else by number; `split`, where the data set brings one. Of
+CelebA, where an image has many attributes, a column of 0 and 1 for each of them instead, and `identity`, a number for
+each person. Images that lie in files of their own are taken as they are, under their names; others come as PNG, which
+keeps each pixel. What is not in the folder is downloaded by torchvision, where a network is.
+
+Omniglot's background set (`split` train) and its evaluation set (test) have no character in common: split them anew.
 
     downloads: {land: {source: torchvision, path: requirements.lock, name: EuroSAT}}
 """
@@ -39,10 +42,15 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     **dict.fromkeys(("FER2013", "Food101", "GTSRB", "STL10", "SVHN", "StanfordCars"), _TWO),
     **dict.fromkeys(("DTD", "FGVCAircraft", "Flowers102", "PCAM", "RenderedSST2"), _THREE),
+    "CelebA": {**_TWO, "validation": {"split": "valid"}},
     "Country211": {**_TWO, "validation": {"split": "valid"}},
     **dict.fromkeys(("CLEVRClassification", "ImageNet", "Imagenette"), _VALIDATED),
     "Places365": {"train": {"split": "train-standard", "small": True}, "test": {"split": "val", "small": True}},
     "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
+    "Omniglot": {"train": {"background": True}, "test": {"background": False}},
+    "INaturalist-2021": {"train": {"version": "2021_train"}, "test": {"version": "2021_valid"}},
+    "INaturalist-2021_mini": {"train": {"version": "2021_train_mini"}, "test": {"version": "2021_valid"}},
+    **{f"INaturalist-{year}": {"": {"version": year}} for year in ("2017", "2018", "2019")},
     **dict.fromkeys(("Caltech101", "Caltech256", "EuroSAT", "SEMEION", "SUN397"), _ALL),
 }
 """By name what to ask a data set for, to get each of its parts. What follows a dash is asked for, too."""
@@ -57,6 +65,11 @@ _FILES: dict[str, Callable[[Any], Iterator[str]]] = {
     "Caltech256": lambda data: (
         f"256_ObjectCategories/{data.categories[label]}/{label + 1:03d}_{number:04d}.jpg"
         for label, number in zip(data.y, data.index, strict=True)
+    ),
+    "CelebA": lambda data: (f"{data.base_folder}/img_align_celeba/{file}" for file in data.filename),
+    "INaturalist": lambda data: (f"{data.all_categories[label]}/{file}" for label, file in data.index),
+    "Omniglot": lambda data: (
+        f"{data._get_target_folder()}/{data._characters[label]}/{file}" for file, label in data._flat_character_images
     ),
 }
 """Where images lie below the root of a data set that puts their files' names together when it opens them."""
@@ -95,7 +108,6 @@ def fetch(params: Params, folder: Path) -> None:
 
 def _find(name: str, root: Path, part: str, keys: dict[str, Any]) -> Iterator[Found]:
     data = _open(name, root, keys)
-    names = _names(data)
     files = _files(data)
     absent = [file for file in files if not file.is_file()]
     if len(absent) > MOST_ABSENT * len(files):
@@ -111,9 +123,8 @@ def _find(name: str, root: Path, part: str, keys: dict[str, Any]) -> Iterator[Fo
             image = data[row][0]
         return as_png(image)
 
-    for row, label in enumerate(_labels(data)):
-        word = names[label] if names and label is not None else label
-        columns = {"class": word, **({"split": part} if part else {})}
+    for row, labels in enumerate(_columns(data)):
+        columns = {**labels, **({"split": part} if part else {})}
         if files:  # in no order of their own: by name they are found again
             yield Found(f"{part or 'all'}/{files[row].relative_to(root).as_posix()}", files[row], columns)
         else:
@@ -155,17 +166,31 @@ def _call(kind: str, root: Path, keys: dict[str, Any]) -> str:
     return f"{kind}({', '.join(given)})"
 
 
+def _columns(data: Any) -> Iterator[dict[str, Any]]:
+    """Yield what a data set says of each of its images."""
+    if hasattr(data, "attr_names"):
+        names = [name for name in data.attr_names if name]  # CelebA's line of names ends in a blank
+        for (person,), values in zip(data.identity.tolist(), data.attr.tolist(), strict=True):
+            yield {"identity": person, **dict(zip(names, values, strict=True))}
+        return
+    names = _names(data)
+    for label in _labels(data):
+        yield {"class": names[label] if names and label is not None else label}
+
+
 def _names(data: Any) -> list[str]:
-    """Return the names of a data set's classes; of several words for one the first, where no other class has it."""
-    names = getattr(data, "classes", None) or getattr(data, "categories", None) or []
-    first = Counter(name if isinstance(name, str) else name[0] for name in names)
-    words = []
-    for at, name in enumerate(names):
-        word = name if isinstance(name, str) else name[0]
-        if first[word] > 1 and not isinstance(name, str):  # ImageNet has two cranes: a bird and a machine
-            word = f"{', '.join(name)} ({data.wnids[at]})"
-        words.append(word)
-    return words
+    """Return the names of a data set's classes; none where it has only their numbers."""
+    if hasattr(data, "wnids"):  # of several words the first
+        short = [words[0] for words in data.classes]
+        whole = [f"{', '.join(words)} ({wnid})" for words, wnid in zip(data.classes, data.wnids, strict=True)]
+    elif hasattr(data, "all_categories"):  # the species, of a folder 00000_Animalia_ ... _Lumbricus_terrestris
+        whole = data.all_categories
+        short = [" ".join(name.split("_")[-2:]) for name in whole]
+    else:
+        places = ("classes", "categories", "_characters")
+        return next((kept for place in places if (kept := getattr(data, place, None))), [])
+    count = Counter(short)  # ImageNet has two cranes: a bird and a machine
+    return [one if count[one] == 1 else full for one, full in zip(short, whole, strict=True)]
 
 
 def _reason(error: Exception) -> str:
@@ -177,8 +202,9 @@ def _labels(data: Any) -> list[int | None]:
     for place in ("_labels", "targets", "labels", "y"):
         if len(kept := getattr(data, place, ())) == len(data):
             return [_label(label) for label in kept]
-    if len(kept := getattr(data, "_samples", None) or ()) == len(data):
-        return [_label(label) for _, label in kept]
+    for place, at in (("_samples", 1), ("_flat_character_images", 1), ("index", 0)):
+        if len(kept := getattr(data, place, ())) == len(data):
+            return [_label(entry[at]) for entry in kept]
     return [_label(data[row][1]) for row in range(len(data))]
 
 

@@ -80,6 +80,10 @@ def scenes(**objects: int) -> dict[str, Any]:
 
 
 SIGNS = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"
+EARTHWORM, LIZARD = (
+    "00000_Animalia_Annelida_Clitellata_Haplotaxida_Lumbricidae_Lumbricus_terrestris",
+    "00001_Animalia_Chordata_Reptilia_Squamata_Lacertidae_Zootoca_vivipara",
+)
 FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "CLEVRClassification": (
         """
@@ -191,6 +195,35 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
             "gtsrb/GT-final_test.csv": lines(SIGNS, "00000.ppm;53;54;6;5;48;49;16", "00001.ppm;42;45;5;5;36;40;1"),
         },
     ),
+    "INaturalist-2017": (
+        """
+        all: 2017/Actinopterygii/Abudefduf saxatilis/5c.jpg -> Actinopterygii/Abudefduf saxatilis
+        all: 2017/Plantae/Abies balsamea/0a.jpg -> Plantae/Abies balsamea
+        """,
+        {},
+    ),
+    **{
+        f"INaturalist-{year}": (
+            f"""
+            all: {year}/Fungi/1/5c.jpg -> Fungi/1
+            all: {year}/Plantae/0/0a.jpg -> Plantae/0
+            """,
+            {},
+        )
+        for year in (2018, 2019)
+    },
+    **{
+        f"INaturalist-{of}": (
+            f"""
+            train: {folder}/{EARTHWORM}/1.jpg -> Lumbricus terrestris
+            train: {folder}/{LIZARD}/0.jpg -> Zootoca vivipara
+            test: 2021_valid/{EARTHWORM}/2.jpg -> Lumbricus terrestris
+            test: 2021_valid/{LIZARD}/3.jpg -> Zootoca vivipara
+            """,
+            {},
+        )
+        for of, folder in (("2021", "2021_train"), ("2021_mini", "2021_train_mini"))
+    },
     "ImageNet": (  # whose two cranes are a bird and a machine
         """
         train: train/n01440764/n01440764_1.JPEG -> tench
@@ -210,6 +243,15 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
         test: imagenette2/val/n03394916/n03394916_2.JPEG -> French horn
         """,
         {},
+    ),
+    "Omniglot": (
+        """
+        train: omniglot-py/images_background/Greek/character01/0394_01.png -> Greek/character01
+        train: omniglot-py/images_background/Greek/character02/0395_01.png -> Greek/character02
+        train: omniglot-py/images_background/Latin/character01/0683_20.png -> Latin/character01
+        test: omniglot-py/images_evaluation/Angelic/character01/0965_01.png -> Angelic/character01
+        """,
+        {"omniglot-py/images_background.zip": "", "omniglot-py/images_evaluation.zip": ""},
     ),
     "OxfordIIITPet": (
         """
@@ -458,8 +500,37 @@ def test_images_in_arrays_come_with_each_pixel_and_their_class_and_part(name: st
     assert images.facts["origin"].endswith(f" {name.partition(' ')[0]}")
 
 
+@pytest.mark.usefixtures("any_checksum")
+def test_celeba_has_a_column_for_each_attribute_and_one_for_the_person() -> None:
+    parts = {"000001.jpg": 0, "000002.jpg": 0, "000003.jpg": 1, "000004.jpg": 1, "000005.jpg": 2, "000006.jpg": 2}
+    for file in parts:
+        put(f"celeba/img_align_celeba/{file}", file)
+    signs = ["-1  1 -1", " 1  1 -1", "-1 -1  1", " 1 -1 -1", "-1  1  1", "-1 -1 -1"]
+    tables = {
+        "list_eval_partition": map("{} {}".format, parts, parts.values()),
+        "identity_CelebA": map("{} {}".format, parts, (2880, 2880, 7, 8, 9, 10)),
+        "list_attr_celeba": [6, "5_o_Clock_Shadow Smiling Young ", *map("{} {}".format, parts, signs)],
+        "list_bbox_celeba": [6, "image_id x_1 y_1 width height", *(f"{file} 95  71 226 313" for file in parts)],
+        "list_landmarks_align_celeba": [6, "lefteye_x lefteye_y", *(f"{file} 69  109" for file in parts)],
+    }
+    for name, table in tables.items():
+        put(f"celeba/{name}.txt", lines(*table))
+    images = fetch("CelebA")
+    assert images.columns == ["identity", "5_o_Clock_Shadow", "Smiling", "Young", "split"]
+    folder = "celeba/img_align_celeba"
+    assert rows(images, *images.columns) == [
+        (f"test/{folder}/000005.jpg", 9, 0, 1, 1, "test"),
+        (f"test/{folder}/000006.jpg", 10, 0, 0, 0, "test"),
+        (f"train/{folder}/000001.jpg", 2880, 0, 1, 0, "train"),
+        (f"train/{folder}/000002.jpg", 2880, 1, 1, 0, "train"),
+        (f"validation/{folder}/000003.jpg", 7, 0, 0, 1, "validation"),
+        (f"validation/{folder}/000004.jpg", 8, 1, 0, 0, "validation"),
+    ]
+    assert images.read(3) == b"000002.jpg"
+
+
 def test_every_data_set_is_read_from_its_files_in_a_test() -> None:
-    assert set(source.PARTS) == {*FILES, *(name.partition(" ")[0] for name in ARRAYS)}
+    assert set(source.PARTS) == {*FILES, *(name.partition(" ")[0] for name in ARRAYS), "CelebA"}
 
 
 def test_images_that_are_not_unpacked_are_not_taken_for_there() -> None:
