@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 FROZEN_PART = ("backbone.safetensors", "network.json", "features.json")
 COPIES, BYTES_OF_A_CLASS = 10, 50
 """How much memory fitting a head takes for a row of features: in rows, and beside that for each class, at most."""
+MANY_BYTES = 256 * 2**20
+"""So much of what a head is fitted on lies in memory; of more, kinds that can read it piece by piece."""
 
 
 def finetune(name: str, run: Run) -> None:
@@ -123,7 +125,8 @@ def _tell_memory(name: str, run: Run, samples: Samples, features: FeatureStore) 
     views = 1 if getattr(run.transfer, "views", None) == "identity" else len(features.views)
     numbers = prod(features.shape)
     used = views if getattr(run.transfer, "views", None) == "all" else 1
-    needed = rows * (4 * numbers * (views + COPIES * used) + BYTES_OF_A_CLASS * len(samples.classes) * used)
+    of_a_row = 0 if _in_pieces(run, features, rows) else 4 * numbers * (views + COPIES * used)
+    needed = rows * (of_a_row + BYTES_OF_A_CLASS * len(samples.classes) * used)
     if needed > (left := available_memory()):
         warn(
             f"runs.{name}: {rows:,} images of {views} x {numbers:,} numbers may take {needed / 1e9:.3g} GB to fit, "
@@ -183,11 +186,12 @@ def _train(
         raise UserError(f"runs.{name}, repeat {repeat}: {problem} in the training part of {run.dataset}")
     method = kind_module("transfers", run.transfer.kind)
     streams = _streams(run)
-    views = ["identity"] if not streams and getattr(run.transfer, "views", None) == "identity" else None
+    stored = streams or _in_pieces(run, features, len(rows) + len(validation))
+    views = ["identity"] if not stored and getattr(run.transfer, "views", None) == "identity" else None
     data = TrainingData(
         samples.classes,
-        training=_read(samples, features, rows, views, streams),
-        validation=_read(samples, features, validation, views, streams),
+        training=_read(samples, features, rows, views, stored),
+        validation=_read(samples, features, validation, views, stored),
     )
     transfer = run.transfer
     if "test" in parts and hasattr(transfer, "refit"):
@@ -216,6 +220,15 @@ def _unlearnable(samples: Samples, rows: NDArray[np.int64]) -> str | None:
 
 def _streams(run: Run) -> bool:
     return bool(getattr(kind_module("transfers", run.transfer.kind), "STREAMS", False))
+
+
+def _in_pieces(run: Run, features: FeatureStore, rows: int) -> bool:
+    """Whether a head is fitted on vectors that stay on disk: many, by a kind that can, and more than their columns."""
+    if not getattr(kind_module("transfers", run.transfer.kind), "PIECES", False):
+        return False
+    rows *= len(features.views) if getattr(run.transfer, "views", None) == "all" else 1
+    width = prod(features.shape)
+    return width < rows and 4 * width * rows > MANY_BYTES
 
 
 def _with_network(data: TrainingData, samples: Samples, features: FeatureStore, checkpoint: Path) -> TrainingData:
@@ -252,7 +265,7 @@ def _checkpoints(run: Run, samples: Samples, features: FeatureStore) -> Path:
 
 
 def _read(
-    samples: Samples, features: FeatureStore, rows: NDArray[np.int64], views: list[str] | None, streams: bool
+    samples: Samples, features: FeatureStore, rows: NDArray[np.int64], views: list[str] | None, stays_stored: bool
 ) -> Part:
     """Read some samples; raises UserError for samples without features, or with features that are no numbers."""
     names, hashes, groups = samples.table["sample"].to_pylist(), samples.image_hashes, samples.groups
@@ -267,10 +280,10 @@ def _read(
     weights = None if samples.weights is None else samples.weights[rows]
     targets = samples.targets[rows] if samples.soft else None
     own_names = [names[row] for row in rows]
-    if streams:
+    if stays_stored:
         for _ in features.checked(at, own_names):
             pass
-        # It is read like an array by those that stream, and they are the only ones to see it.
+        # It is read like an array by the kinds that are given it.
         stored = cast("NDArray[np.float32]", features.stored(at))
         return Part(stored, samples.labels[rows], targets, own, weights)
     activations = features.read(at, views)

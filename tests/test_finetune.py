@@ -140,6 +140,29 @@ def test_a_head_that_may_not_fit_into_memory_is_told_before_it_is_tried(
         assert told(left - 1, run)
 
 
+def test_many_rows_stay_on_disk_and_are_not_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune("probe", make_run(keys={"C": 0.01}, repeats=1))
+    expected = read_model(Path("data/models/probe/repeat-0")).predict_proba(make_activations())
+    used = 60 * 4 * WIDTH  # bytes of the rows of training and validation, the mean of two views each
+
+    def read(*_: Any) -> None:
+        raise AssertionError("all rows were read at once")
+
+    monkeypatch.setattr("stages.finetune.MANY_BYTES", used - 1)
+    monkeypatch.setattr("stages.finetune.check_finite", read)
+    monkeypatch.setattr("stages.finetune.available_memory", lambda: 60 * 50 * 2)
+    finetune("probe", make_run(keys={"C": 0.01}, repeats=1))
+    found = read_model(Path("data/models/probe/repeat-0")).predict_proba(make_activations())
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert not np.array_equal(found, expected)  # it was another search
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("stages.finetune.MANY_BYTES", used)
+    with pytest.raises(AssertionError, match="at once"):
+        finetune("probe", make_run(keys={"C": 0.01}, repeats=1))
+
+
 def test_each_repeat_gets_a_folder_that_is_enough_to_predict() -> None:
     finetune("probe", make_run(keys={"C": [0.01, 0.1]}))
     assert sorted(p.name for p in Path("data/models/probe").iterdir()) == [

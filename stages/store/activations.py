@@ -39,6 +39,8 @@ from stages.files import (
 
 CHECKED_BYTES = 64 * 2**20
 """So much is read at a time, to keep memory flat with many samples."""
+NUMBERS_AT_ONCE = 16_384
+"""So many halves are made singles at a time: they stay in the processor's cache."""
 SHARD_BYTES = 256_000_000
 """About the size of one file: few files for DVC, yet small enough to send one again when a transfer breaks."""
 
@@ -232,9 +234,10 @@ class FeatureStore:
             here = np.nonzero(numbers == number)[0]
             source, inside = self._open(stem, int(number)), wanted[here] - number * rows_per_file
             if views is None:
-                result[here] = source[inside]
+                found = source[inside]
             else:
-                result[here] = source[inside[:, None], views if views.ndim == 1 else views[here]]
+                found = source[inside[:, None], views if views.ndim == 1 else views[here]]
+            result[here] = to_singles(found) if found.dtype == np.float16 else found
         return result
 
     def _open(self, stem: str, number: int) -> Array:
@@ -260,6 +263,30 @@ class StoredRows:
     def __getitem__(self, where: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
         rows, views = where
         return self._store._gather("activations", self._rows[rows], (1, *self._store.shape), views[:, None])[:, 0]
+
+
+def to_singles(halves: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+    """Return the same numbers in single precision, as `astype` does.
+
+    That looks at each number by itself, and takes eight times as long where every other one is zero, as after a ReLU.
+    Here exponent and fraction move to their places, and a factor brings the one exponent's bias to the other's: exact,
+    of the smallest numbers, too.
+    """
+    result = np.empty(halves.shape, np.float32)
+    bits, into = np.ascontiguousarray(halves).reshape(-1).view(np.uint16), result.reshape(-1).view(np.uint32)
+    for start in range(0, len(bits), NUMBERS_AT_ONCE):
+        own = into[start : start + NUMBERS_AT_ONCE]
+        own[:] = bits[start : start + NUMBERS_AT_ONCE]
+        signs = (own & 0x8000) << 16
+        own &= 0x7FFF
+        own <<= 13
+        numbers = own.view(np.float32)
+        numbers *= np.float32(2.0**112)
+        if numbers.max() >= 2.0**16:  # what no number is: infinity, and what is not a number
+            numbers[:] = bits[start : start + NUMBERS_AT_ONCE].view(np.float16)
+        else:
+            own |= signs
+    return result
 
 
 def check_finite(activations: Array, folder: Path, samples: Sequence[str], views: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ A kind's file holds
     load      (facts, arrays) -> model: the same model from what it has saved
     problem   where needed: (params, features, dataset) -> why these entries of params.yaml do not go together, or None
     STREAMS   True where `fit` reads activations batch by batch while it trains; else they are all in memory
+    PIECES    True where `fit` reads them piece by piece where they are many
 
 A model is what `stages.store.models.Model` says. A kind's file imports no large library before `fit` is called.
 """
@@ -47,8 +48,8 @@ class Activations(Protocol):
 class Part:
     """The samples of one part of a split.
 
-    activations : (n, views, *shape at the cut), the view identity first; a kind that streams reads them by
-        activations[rows, views]
+    activations : (n, views, *shape at the cut), the view identity first; where they are stored, a kind that takes them
+        so reads them by activations[rows, views]
     labels : (n,) the class of each sample, as an index; of several labels (n, classes), 1 for those that it has
     targets : (n, classes) how much each belongs to each class; None where the labels say it all
     groups : (n,) names of what must stay together, or None where the data set has no groups

@@ -21,6 +21,7 @@ from pydantic import Field
 from stages.transfers.shared.lda import Discriminants, Shrinkage, shrinkage_field
 from stages.transfers.shared.platt import calibrate
 from stages.transfers.shared.shallow import Linear, ShallowModel, WeightedParams, coordinates, fit_shallow
+from stages.transfers.shared.vectors import linear_scores
 
 if TYPE_CHECKING:
     from stages.transfers import TrainingData
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 FAMILY = "feature"
 VERSION = 1
+PIECES = True
 
 
 class Params(WeightedParams):
@@ -51,7 +53,7 @@ def _heads(rows: Rows, settings: Sequence[Setting], seed: int) -> list[Linear]:
     shrinkages = [setting["shrinkage"] for setting in settings]
 
     def score(_: Indices, outside: Indices) -> Floats:
-        return np.stack([features[outside] @ weight + bias for weight, bias in discriminants.fit(outside, shrinkages)])
+        return linear_scores(features, outside, discriminants.fit(outside, shrinkages))
 
     everything = discriminants.fit(np.arange(0), shrinkages)
     return [

@@ -17,8 +17,10 @@ from pydantic import Field
 
 from stages.params import OneOrMany
 from stages.transfers.shared.lda import Discriminants, Shrinkage, shrinkage_field
+from stages.transfers.shared.logistic import fit_logistic
 from stages.transfers.shared.platt import out_of_fold
-from stages.transfers.shared.shallow import Linear, ShallowModel, WeightedParams, coordinates, fit_logistic, fit_shallow
+from stages.transfers.shared.shallow import Linear, ShallowModel, WeightedParams, coordinates, fit_shallow
+from stages.transfers.shared.vectors import linear_scores
 
 if TYPE_CHECKING:
     from stages.transfers import TrainingData
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 FAMILY = "feature"
 VERSION = 1
+PIECES = True
 
 
 class Params(WeightedParams):
@@ -56,7 +59,7 @@ def _heads(rows: Rows, settings: Sequence[Setting], seed: int) -> list[Linear]:
         return [_axes(weight, bias) for weight, bias in discriminants.fit(outside, shrinkages)]
 
     def score(_: Indices, outside: Indices) -> Floats:
-        return np.stack([features[outside] @ weight + bias for weight, bias in axes(outside)])
+        return linear_scores(features, outside, axes(outside))
 
     heads = {}
     reductions = zip(shrinkages, axes(np.arange(0)), out_of_fold(rows, seed, score), strict=True)

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from stages.params import OneOrMany
-from stages.transfers.shared.shallow import Linear, ShallowModel, WeightedParams, fit_shallow, logistic_heads
+from stages.transfers.shared.logistic import logistic_heads
+from stages.transfers.shared.shallow import Linear, ShallowModel, WeightedParams, fit_shallow
 
 if TYPE_CHECKING:
     from stages.transfers import TrainingData
 
 FAMILY = "feature"
 VERSION = 1
+PIECES = True
 
 
 class Params(WeightedParams):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 FAMILY = "feature"
 VERSION = 1
+PIECES = True
 
 
 class Params(WeightedParams):
@@ -148,11 +149,11 @@ def _epochs(params: Params, rows: Rows, setting: Setting, epochs: int, seed: int
     import torch
     from torch.nn.functional import cross_entropy, relu
 
-    features, labels = torch.from_numpy(rows.features), torch.from_numpy(rows.labels)
+    labels = torch.from_numpy(rows.labels)
     weights = torch.from_numpy(rows.weights / rows.weights.mean()).float()
     # All that is random comes from this generator: nothing else in the process can move it.
     random = torch.Generator().manual_seed(seed)
-    network = _network(features.shape[1], setting["hidden"], len(rows.classes), random)
+    network = _network(rows.features.shape[1], setting["hidden"], len(rows.classes), random)
     weight_in, bias_in, weight_out, bias_out = network
     rate, decay = setting["learning_rate"], setting["weight_decay"]
     optimizer = torch.optim.AdamW(network, lr=rate, weight_decay=decay, fused=True)
@@ -162,7 +163,7 @@ def _epochs(params: Params, rows: Rows, setting: Setting, epochs: int, seed: int
     for _ in range(epochs):
         total = 0.0
         for batch in torch.randperm(len(labels), generator=random).split(params.batch_size):  # type: ignore[no-untyped-call]
-            hidden = relu(features[batch] @ weight_in + bias_in)
+            hidden = relu(torch.from_numpy(rows.features[batch.numpy()]) @ weight_in + bias_in)
             kept = torch.rand(hidden.shape, generator=random) >= setting["dropout"]
             logits = (hidden * kept / (1 - setting["dropout"])) @ weight_out + bias_out
             loss = (weights[batch] * cross_entropy(logits, labels[batch], reduction="none")).mean()

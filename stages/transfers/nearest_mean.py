@@ -18,6 +18,7 @@ from pydantic import Field
 
 from stages.transfers.shared.platt import calibrate
 from stages.transfers.shared.shallow import Linear, ShallowModel, ShallowParams, fit_shallow, weights_refused
+from stages.transfers.shared.vectors import pieces, total
 
 if TYPE_CHECKING:
     from stages.params import Dataset, Features
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 FAMILY = "feature"
 VERSION = 1
+PIECES = True
 
 
 class Params(ShallowParams):
@@ -49,7 +51,8 @@ def fit(params: Params, data: TrainingData, seed: int) -> ShallowModel:
 
 def _heads(rows: Rows, settings: Sequence[Setting], seed: int) -> list[Linear]:  # noqa: ARG001 - nothing to choose
     def score(inside: Indices, outside: Indices) -> Floats:
-        return _nearness(rows, inside).logits(rows.features[outside])[None]
+        means = _nearness(rows, inside)
+        return np.concatenate([means.logits(piece) for _, piece in pieces(rows.features, outside)])[None]
 
     head = _nearness(rows, np.arange(len(rows.features)))
     ((slope, shift),) = calibrate(rows, seed, score)
@@ -64,5 +67,4 @@ def _nearness(rows: Rows, inside: Indices) -> Linear:
 
 
 def _mean(rows: Rows, own: Indices) -> Floats:
-    mean: Floats = rows.features[own].mean(axis=0, dtype=np.float64)
-    return mean
+    return total(piece.sum(axis=0, dtype=np.float64) for _, piece in pieces(rows.features, own)) / len(own)

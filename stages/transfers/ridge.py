@@ -3,6 +3,7 @@
 It minimises sum of (y - w x - b)^2 + alpha |w|^2 in closed form; the bias is not penalised. Its scores become
 probabilities by Platt scaling (shared/platt.py). The scores out of fold need no further fit: with the hat matrix H,
 which maps targets to fitted values, a model fitted without the rows F leaves them the residuals (I - H_FF)^-1 r_F.
+Of stored rows, which are many, sums are kept for each fold, and one without a fold is fitted on what is left of them.
 Hoerl and Kennard, Technometrics 12, 1970; Cook and Weisberg, Residuals and Influence in Regression, 1982, section 2.2.
 
     runs: {ridge: {dataset: cells, features: lite0, transfer: {kind: ridge, alpha: [100, 1000, 10000]}}}
@@ -10,8 +11,11 @@ Hoerl and Kennard, Technometrics 12, 1970; Cook and Weisberg, Residuals and Infl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -19,6 +23,7 @@ from pydantic import Field
 from stages.params import OneOrMany
 from stages.transfers.shared.platt import folds, platt
 from stages.transfers.shared.shallow import Linear, ShallowModel, WeightedParams, coordinates, fit_shallow
+from stages.transfers.shared.vectors import StoredVectors, linear_scores, pieces
 
 if TYPE_CHECKING:
     from stages.transfers import TrainingData
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 
 FAMILY = "feature"
 VERSION = 1
+PIECES = True
 
 
 class Params(WeightedParams):
@@ -47,7 +53,9 @@ def fit(params: Params, data: TrainingData, seed: int) -> ShallowModel:
 
 def _heads(rows: Rows, settings: Sequence[Setting], seed: int) -> list[Linear]:
     features, back = coordinates(rows.features)
-    targets = np.where(rows.labels[:, None] == np.arange(len(rows.classes)), 1.0, -1.0)
+    if isinstance(features, StoredVectors):
+        return _of_sums(features, rows, settings, seed)
+    targets = _targets(rows)
     parts = [outside for _, outside in folds(rows, seed)]
     center = rows.weights @ features / rows.weights.sum()
     scaled = (features - center) * np.sqrt(rows.weights)[:, None]
@@ -58,6 +66,71 @@ def _heads(rows: Rows, settings: Sequence[Setting], seed: int) -> list[Linear]:
         slope, shift = platt(scores, rows.labels, rows.weights)
         heads.append(Linear(slope * back(weight), slope * (bias - center @ weight) + shift))
     return heads
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over rows x (columns,) with targets y (k,) that count w: of w, w x, w y, w x x^T and w x y^T."""
+
+    weight: Floats
+    features: Floats
+    targets: Floats
+    products: Floats
+    crossed: Floats
+
+    @classmethod
+    def of(cls, features: StoredVectors, rows: Rows, own: Indices) -> _Sums:
+        """Sum over some of the rows."""
+
+        def sums(at: Any, piece: Floats) -> Iterator[Floats]:
+            weights, targets = rows.weights[at][:, None], _targets(rows, at)
+            yield from (weights.sum(axis=0), (weights * piece).sum(axis=0), (weights * targets).sum(axis=0))
+            scaled = np.sqrt(weights) * piece
+            yield from (scaled.T @ scaled, (weights * piece).T @ targets)
+
+        found: list[Floats] | None = None
+        for at, piece in pieces(features, own):
+            more = sums(at, piece)
+            found = list(more) if found is None else [one + other for one, other in zip(found, more, strict=True)]
+        assert found is not None
+        return cls(*found)
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __sub__(self, other: _Sums) -> _Sums:
+        return _Sums(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+
+    def solve(self, alpha: float) -> tuple[Floats, Floats]:
+        """Return weights (columns, k) and bias (k,) of the ridge regression on these rows."""
+        from scipy.linalg import solve
+
+        center, level = self.features / self.weight, self.targets / self.weight
+        curvature = self.products - np.outer(self.features, center)
+        curvature[np.diag_indices(len(curvature))] += alpha
+        weight = solve(curvature, self.crossed - np.outer(self.features, level), assume_a="pos", overwrite_a=True)
+        return weight, level - center @ weight
+
+
+def _of_sums(features: StoredVectors, rows: Rows, settings: Sequence[Setting], seed: int) -> list[Linear]:
+    """Fit stored rows: a model without a fold's rows is that of all sums but theirs."""
+    parts = [outside for _, outside in folds(rows, seed)]
+    of_parts = [_Sums.of(features, rows, part) for part in parts]
+    everything = reduce(add, of_parts)
+    alphas = [setting["alpha"] for setting in settings]
+    scores = np.empty((len(alphas), len(rows.labels), len(rows.classes)))
+    for part, own in zip(parts, of_parts, strict=True):
+        scores[:, part] = linear_scores(features, part, [(everything - own).solve(alpha) for alpha in alphas])
+    heads = []
+    for alpha, found in zip(alphas, scores, strict=True):
+        weight, bias = everything.solve(alpha)
+        slope, shift = platt(found, rows.labels, rows.weights)
+        heads.append(Linear(slope * weight, slope * bias + shift))
+    return heads
+
+
+def _targets(rows: Rows, own: Any = slice(None)) -> Floats:
+    return np.where(rows.labels[own, None] == np.arange(len(rows.classes)), 1.0, -1.0)
 
 
 def solve(

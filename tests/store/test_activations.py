@@ -143,3 +143,13 @@ def test_a_name_stands_for_its_folder_in_data_features(tmp_path, backbone, rows,
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "data" / "features" / "some", backbone, rows)
     np.testing.assert_array_equal(read_features("some").read([1]), rows[[1]])
+
+
+def test_every_half_becomes_the_single_that_it_is():
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    for own in (halves, halves[np.isfinite(halves)], halves[::3], halves.reshape(256, 256).T, halves[:0]):
+        found, expected = activations.to_singles(own), own.astype(np.float32)
+        assert found.dtype == np.float32
+        numbers = ~np.isnan(expected)
+        np.testing.assert_array_equal(found[numbers].view(np.uint32), expected[numbers].view(np.uint32))
+        assert np.isnan(found[~numbers]).all()

@@ -9,9 +9,11 @@ import numpy as np
 from pydantic import Field
 
 from stages.params import OneOrMany
+from stages.transfers.shared.vectors import pieces, total
 
 if TYPE_CHECKING:
     from stages.transfers.shared.shallow import Floats, Indices
+    from stages.transfers.shared.vectors import StoredVectors
 
 Shrinkage = OneOrMany[Literal["auto"] | Annotated[float, Field(gt=0, le=1)]]
 
@@ -28,15 +30,17 @@ class Discriminants:
     features : (n, columns) perhaps rotated into fewer columns than the `width` that they had; labels, weights : (n,)
     """
 
-    def __init__(self, features: Floats, width: int, labels: Indices, weights: Floats) -> None:
+    def __init__(self, features: Floats | StoredVectors, width: int, labels: Indices, weights: Floats) -> None:
         self._features, self._width, self._labels, self._weights = features, width, labels, weights
-        self._products = self._products_of(slice(None))
-        self._lengths = np.square(features).sum(axis=1)
+        self._products = self._products_of(None)
 
-    def _products_of(self, rows: Any) -> Floats:
-        scaled = self._features[rows] * np.sqrt(self._weights[rows])[:, None]
-        products: Floats = scaled.T @ scaled
-        return products
+    def _products_of(self, rows: Indices | None) -> Floats:
+        def products(own: Any, piece: Floats) -> Floats:
+            scaled = piece * np.sqrt(self._weights[own])[:, None]
+            found: Floats = scaled.T @ scaled
+            return found
+
+        return total(products(own, piece) for own, piece in pieces(self._features, rows))
 
     def fit(self, outside: Indices, shrinkages: Sequence[Any]) -> list[tuple[Floats, Floats]]:
         """Return for each shrinkage weights (columns, classes) and bias (classes,) of log P(class) + log N(x; mean, S).
@@ -46,9 +50,13 @@ class Discriminants:
         """
         weights = self._weights.copy()
         weights[outside] = 0
-        sums = np.stack([weights * (self._labels == c) for c in range(self._labels.max() + 1)])  # (classes, n)
-        size = sums.sum(axis=1)
-        means = sums @ self._features / size[:, None]
+        classes = range(self._labels.max() + 1)
+        size = np.stack([(weights * (self._labels == c)).sum() for c in classes])
+
+        def sums(own: Any, piece: Floats) -> Floats:
+            return np.stack([weights[own] * (self._labels[own] == c) for c in classes]) @ piece
+
+        means = total(sums(own, piece) for own, piece in pieces(self._features)) / size[:, None]
         products = self._products - self._products_of(outside)  # five times less work than from the rows inside
         covariance = (products - (means.T * size) @ means) / weights.sum()
         prior = size / weights.sum()
@@ -60,9 +68,13 @@ class Discriminants:
         return result
 
     def _ledoit_wolf(self, weights: Floats, means: Floats, covariance: Floats) -> float:
-        own = means[self._labels]
-        distances = self._lengths - 2 * (self._features * own).sum(axis=1) + np.square(own).sum(axis=1)
-        return ledoit_wolf(distances, covariance, self._width, weights)
+        def distances(rows: Any, piece: Floats) -> Floats:
+            own = means[self._labels[rows]]
+            found: Floats = np.square(piece).sum(axis=1) - 2 * (piece * own).sum(axis=1) + np.square(own).sum(axis=1)
+            return found
+
+        found = np.concatenate([distances(rows, piece) for rows, piece in pieces(self._features)])
+        return ledoit_wolf(found, covariance, self._width, weights)
 
 
 def _solve(covariance: Floats, sphere: float, right: Floats) -> Floats:

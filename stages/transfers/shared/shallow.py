@@ -16,17 +16,18 @@ in statistics, in losses, in calibration and in the choice.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
 import numpy as np
 from pydantic import Field
 
-from stages.cli import UserError, warn
+from stages.cli import UserError
 from stages.params import Transfer, suggest
+from stages.threads import in_threads
+from stages.transfers.shared.vectors import PIECES_AHEAD, StoredVectors, choose_views, some_images
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     Singles = NDArray[np.float32]
     Indices = NDArray[np.int64]
 
-MOST_OF_NEWTON = 100_000
-"""Weights of a logistic regression, classes times columns, up to which it is fitted by Newton's method."""
 ROWS_AT_ONCE = 1024
 """So many rows are predicted at a time, to keep memory flat."""
 
@@ -78,7 +77,8 @@ Setting: TypeAlias = Mapping[str, Any]
 class Rows:
     """What a head is fitted on.
 
-    features : (n, D) normalised; labels : (n,) as indices; weights : (n,) how often each row counts
+    features : (n, D) normalised, an array; or `StoredVectors`, which are read like one in pieces
+    labels : (n,) as indices; weights : (n,) how often each row counts
     images, groups : (n,) numbers of what a row belongs to; groups is None where the data set has none
     classes : the names
     """
@@ -177,8 +177,9 @@ def facts_of(params: ShallowParams, classes: list[str], chosen: Setting, choices
 def validation_loss(params: ShallowParams, normalization: Normalization, head: Head, data: TrainingData) -> float:
     """Return the mean log loss of a head on the validation part, in nats; classes weigh as they do in training."""
     model, labels = ShallowModel({"views": params.views}, normalization, head), data.validation.labels
+    found = [model.predict_proba(some) for some in some_images(data.validation.activations)]
     weights = class_weights(getattr(params, "class_weight", "none"), [data.training], data.classes)[labels]
-    return log_loss(model.predict_proba(data.validation.activations), labels, weights * counts([data.validation]))
+    return log_loss(np.concatenate(found), labels, weights * counts([data.validation]))
 
 
 def grid(params: Transfer) -> list[Setting]:
@@ -189,9 +190,9 @@ def grid(params: Transfer) -> list[Setting]:
 
 def prepare(params: ShallowParams, parts: Sequence[Part], classes: list[str]) -> tuple[Normalization, Rows]:
     """Return the rows of some parts together, normalised by their own statistics, and how to normalise others so."""
-    vectors = np.concatenate([choose_views(part.activations, params.views) for part in parts])  # (n, views, D)
-    count, views, _ = vectors.shape
+    features = vectors_of(parts, params.views)
     labels = np.concatenate([part.labels for part in parts])
+    count, views = len(labels), len(features) // len(labels)
     weights = class_weights(getattr(params, "class_weight", "none"), parts, classes)[labels] * counts(parts) / views
     names = [name for part in parts for name in part.groups or ()]
     groups = np.unique(names, return_inverse=True)[1].astype(np.int64) if names else None
@@ -199,11 +200,13 @@ def prepare(params: ShallowParams, parts: Sequence[Part], classes: list[str]) ->
     def repeat(array: NDArray[Any]) -> NDArray[Any]:
         return np.repeat(array, views)
 
-    features = vectors.reshape(count * views, -1)
     normalization = Normalization.of(params.normalize, features, repeat(weights))
-    normalization.apply(features)
+    if isinstance(features, StoredVectors):
+        features = replace(features, normalize=normalization.apply)
+    else:
+        normalization.apply(features)
     return normalization, Rows(
-        features=features,
+        features=cast("Singles", features),  # stored ones are read like an array by the kinds that are given them
         labels=repeat(labels),
         weights=repeat(weights),
         images=repeat(np.arange(count)),
@@ -212,12 +215,18 @@ def prepare(params: ShallowParams, parts: Sequence[Part], classes: list[str]) ->
     )
 
 
-def choose_views(activations: Singles, views: str) -> Singles:
-    """Return the vectors (n, views that are used, D) of activations (n, views, *shape)."""
-    vectors = activations.reshape(*activations.shape[:2], math.prod(activations.shape[2:]))
-    if views == "identity" or vectors.shape[1] == 1:
-        return vectors[:, :1]
-    return vectors if views == "all" else vectors.mean(axis=1, keepdims=True)
+def vectors_of(parts: Sequence[Part], views: str) -> Singles | StoredVectors:
+    """Return the vectors (n, D) of some parts together: a new array, or stored ones where what they are of is stored.
+
+    Of fewer rows than columns all are read: they are few, and `coordinates` needs them together.
+    """
+    activations = [part.activations for part in parts]
+    if all(isinstance(own, np.ndarray) for own in activations):
+        chosen = np.concatenate([choose_views(own, views) for own in activations])  # (n, views, D)
+        return chosen.reshape(-1, chosen.shape[2])
+    vectors = StoredVectors(activations, views)
+    count, width = vectors.shape
+    return vectors if count > width else vectors[:]
 
 
 def counts(parts: Sequence[Part]) -> Floats:
@@ -256,7 +265,7 @@ class Normalization:
     factor: Singles | None = None
 
     @classmethod
-    def of(cls, how: str, features: Singles, weights: Floats) -> Normalization:
+    def of(cls, how: str, features: Singles | StoredVectors, weights: Floats) -> Normalization:
         """Take the statistics of rows (n, D) of which each counts `weights` (n,) times."""
         if how != "standard":
             return cls(how)
@@ -284,11 +293,16 @@ class Normalization:
                 rows[:] = unit_length(rows)
 
 
-def weighted_sums(weights: Floats, features: Singles, center: Singles | None = None) -> Floats:
+def weighted_sums(weights: Floats, features: Singles | StoredVectors, center: Singles | None = None) -> Floats:
     """Return the sums (D,) of rows (n, D), or of their squared distances from a center, weighted."""
     total = np.zeros(features.shape[1])
-    for start in range(0, len(features), ROWS_AT_ONCE):
-        rows = features[start : start + ROWS_AT_ONCE]
+    starts = range(0, len(features), ROWS_AT_ONCE)
+
+    def read(start: int) -> Singles:
+        return features[start : start + ROWS_AT_ONCE]
+
+    some = in_threads(read, starts, ahead=PIECES_AHEAD) if isinstance(features, StoredVectors) else map(read, starts)
+    for start, rows in zip(starts, some, strict=True):
         rows = rows if center is None else np.square(rows - center)
         total += weights[start : start + ROWS_AT_ONCE] @ rows
     return total
@@ -385,50 +399,13 @@ def opposite(score: Floats) -> Floats:
     return np.concatenate([-score / 2, score / 2], axis=-1)
 
 
-def fit_logistic(
-    features: Floats, rows: Rows, costs: Sequence[float], seed: int, steps: int | None = None
-) -> list[tuple[Floats, Floats]]:
-    """Fit logistic regression to features (n, columns) of the rows for each C, in the order given.
-
-    steps : of many classes, stop after so many for each C, which is near the optimum and not at it
-    Returns weights (columns, classes) and bias (classes,) that minimise |w|^2 / 2 + C * sum of the log losses.
-    """
-    import warnings
-
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    # Newton's method needs few steps, and from one C to the next larger one only a few more; of many classes each step
-    # takes minutes, one of L-BFGS a part of a second.
-    many = len(rows.classes) * features.shape[1] > MOST_OF_NEWTON
-    solver, tolerance = ("lbfgs", 1e-6) if many else ("newton-cg", 1e-5)
-    most = steps if many and steps else 1000
-    model = LogisticRegression(solver=solver, tol=tolerance, max_iter=most, warm_start=True, random_state=seed)
-    fitted: dict[float, tuple[Floats, Floats]] = {}
-    for cost in sorted(costs):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ConvergenceWarning)
-            model.set_params(C=cost).fit(features, rows.labels, rows.weights)
-        if most != steps and any(issubclass(w.category, ConvergenceWarning) for w in caught):
-            warn(f"logistic regression with C {cost:g} stopped short of its optimum; a smaller C is easier to fit")
-        weight, bias = model.coef_.T.astype(np.float64), model.intercept_.astype(np.float64)
-        fitted[cost] = (opposite(weight), opposite(bias)) if len(rows.classes) == 2 else (weight, bias)
-    return [fitted[cost] for cost in costs]
-
-
-def logistic_heads(rows: Rows, settings: Sequence[Setting], seed: int, steps: int | None = None) -> list[Linear]:
-    """Fit logistic regression for each setting, which gives C; steps : see `fit_logistic`."""
-    features, back = coordinates(rows.features)
-    fitted = fit_logistic(features, rows, [setting["C"] for setting in settings], seed, steps)
-    return [Linear(back(weight), bias) for weight, bias in fitted]
-
-
 def coordinates(features: Singles) -> tuple[Floats, Callable[[Floats], Floats]]:
     """Return features in double precision, in fewer columns where there are more columns than rows.
 
     A rotation changes no linear method that treats all directions alike, and n rows span at most n directions: with
     X X^T = L L^T the rows of L (n, n) have the inner products of the rows of X (n, D). Also returns the function that
-    turns weights (columns, k) for L into those for X: X^T L^-T w.
+    turns weights (columns, k) for L into those for X: X^T L^-T w. Stored vectors, which are more than their columns,
+    stay stored.
     """
     from scipy.linalg import cholesky, solve_triangular
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from stages.transfers import Part, TrainingData
+from stages.transfers.shared.logistic import logistic_heads
 from stages.transfers.shared.network import outputs
 from stages.transfers.shared.several import of_label
-from stages.transfers.shared.shallow import Linear, WeightedParams, fit_shallow, logistic_heads
+from stages.transfers.shared.shallow import Linear, WeightedParams, fit_shallow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

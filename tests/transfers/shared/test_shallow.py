@@ -8,12 +8,10 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from stages.transfers import Part, TrainingData
 from stages.transfers.logistic import Params
-from stages.transfers.shared import shallow
 from stages.transfers.shared.shallow import (
     Normalization,
     class_weights,
     coordinates,
-    fit_logistic,
     grid,
     inner_products,
     log_loss,
@@ -146,20 +144,3 @@ def test_rows_of_one_sample_and_of_one_group_are_numbered_alike(two_classes: Dat
         assert len(set(names[rows.groups == group])) == 1
     assert len(np.unique(rows.groups)) == len(set(names))
     np.testing.assert_allclose(rows.weights, 0.5)
-
-
-def test_of_many_classes_logistic_regression_comes_to_the_same_and_a_start_stops_sooner(
-    three_classes: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data, _ = three_classes
-    _, rows = prepare(Params(kind="logistic"), [data.training], data.classes)
-    features, costs = rows.features.astype(np.float64), [0.01, 0.1]
-    exact = fit_logistic(features, rows, costs, 0)
-    assert np.array_equal(fit_logistic(features, rows, costs, 0, steps=1)[0][0], exact[0][0])  # of few it is no matter
-    monkeypatch.setattr(shallow, "MOST_OF_NEWTON", 100)
-    for (weight, bias), (exact_weight, exact_bias) in zip(fit_logistic(features, rows, costs, 0), exact, strict=True):
-        np.testing.assert_allclose(weight, exact_weight, atol=1e-3 * np.abs(exact_weight).max())
-        np.testing.assert_allclose(bias, exact_bias, atol=2e-3)
-    sooner = fit_logistic(features, rows, costs, 0, steps=2)
-    assert not np.allclose(sooner[1][0], exact[1][0], atol=1e-3 * np.abs(exact[1][0]).max())
-    assert capsys.readouterr().err == ""
