@@ -130,8 +130,8 @@ def _tell_memory(name: str, run: Run, samples: Samples, features: FeatureStore) 
     if needed > (left := available_memory()):
         warn(
             f"runs.{name}: {rows:,} images of {views} x {numbers:,} numbers may take {needed / 1e9:.3g} GB to fit, "
-            f"and {left / 1e9:.3g} GB of memory are left; kind: fine_tune reads them little by little, "
-            "docs/own-images.md says under Many images what else takes less"
+            f"and {left / 1e9:.3g} GB of memory are left; docs/own-images.md says under Many images which kinds read "
+            "them piece by piece, and what else takes less"
         )
 
 

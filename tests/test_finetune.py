@@ -121,7 +121,7 @@ def test_a_head_that_may_not_fit_into_memory_is_told_before_it_is_tried(
         said = capsys.readouterr().err
         full = (
             r"warning: runs\.probe: (16|60|80) images of [12] x 12 numbers may take \S+ GB to fit, and \S+ GB of "
-            r"memory are left; kind: fine_tune reads them little by little, docs/own-images\.md says under Many images "
+            r"memory are left; docs/own-images\.md says under Many images which kinds read them piece by piece, and "
             r"what else takes less\n"
         )
         assert not said or re.fullmatch(full, said)

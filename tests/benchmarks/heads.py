@@ -1,72 +1,108 @@
-"""How much memory heads on frozen features take for each row in training, as Markdown for docs/own-images.md.
+"""How long heads on frozen features take for many rows, and how much memory, as Markdown for docs/own-images.md.
 
-    python -m tests.benchmarks.heads        two minutes
+    python -m tests.benchmarks.heads        ten minutes
 
-Rows of 1,280 random numbers, as Lite0 gives pooled; one setting of each kind. What is told is how much the peak grows
-from 10,000 to 20,000 rows, for each of them, with two classes, and how much more that is with 200, for each of these:
-what a program takes anyway is not in it. Support vector machines are left out: up to 20,000 rows they compare each with
-each.
+Rows of 1,280 numbers in float16, half of them zero, as Lite0 gives pooled; ten classes, one setting of each kind.
+Memory is what a process takes for itself: pages of files that the system reads ahead, and gives up where others need
+the room, are not in it. Support vector machines are left out: up to 20,000 rows they compare each with each.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
-from typing import Any
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
 from stages.cli import guard
 from stages.params import kind_module
+from stages.store.activations import RowWriter, read_features
 from stages.transfers import Part, TrainingData
 
-FEW, MANY = 10_000, 20_000
-TWO, SEVERAL = 2, 200
-WIDTH = 1280
+COUNTS = (100_000, 400_000)
+CLASSES, WIDTH = 10, 1280
 KINDS: dict[str, dict[str, Any]] = {
-    "nearest_mean": {},
-    "knn": {"k": [5]},
     "logistic": {"C": [0.001]},
     "lda": {"shrinkage": ["auto"]},
     "lda_probe": {"shrinkage": ["auto"], "C": [0.1]},
     "ridge": {"alpha": [100.0]},
+    "nearest_mean": {},
     "mlp": {"hidden": [256], "epochs": 2},
+    "knn": {"k": [5]},
 }
 
 
-def fit(kind: str, classes: int, rows: int) -> None:
-    """Fit a head, a fifth of the rows for validation: what a process of its own does."""
+def write_rows(folder: Path, count: int) -> None:
+    """Write so many rows as extract does."""
+    import pyarrow as pa
+
+    from stages.files import write_json, write_table
+
+    folder.mkdir()
     random = np.random.default_rng(0)
+    means = random.standard_normal((CLASSES, WIDTH), np.float32) / 8
+    mixed = random.standard_normal((WIDTH, WIDTH), np.float32) / WIDTH**0.5  # features hang together
+    with RowWriter(folder, "activations", count, (1, WIDTH), "float16") as writer:
+        for first in range(0, count, 10_000):
+            noise = random.standard_normal((10_000, WIDTH), np.float32) @ mixed
+            writer.append(np.maximum(means[np.arange(first, first + 10_000) % CLASSES] + noise, 0)[:, np.newaxis])
+    write_table(folder / "index.parquet", pa.table({"image_hash": [f"{row:064x}" for row in range(count)]}))
+    write_json(
+        folder / "features.json", {"views": ["identity"], "shape": [WIDTH], "rows_per_file": writer.rows_per_file}
+    )
 
-    def part(count: int) -> Part:
-        labels = random.integers(0, classes, count)
-        features = random.standard_normal((count, 1, WIDTH), dtype=np.float32)
-        features[:, 0, 0] += labels
-        return Part(features, labels, None, None)
 
-    module, names = kind_module("transfers", kind), [str(number) for number in range(classes)]
-    module.fit(module.Params(kind=kind, **KINDS[kind]), TrainingData(names, part(rows * 4 // 5), part(rows // 5)), 0)
+def fit(kind: str, folder: Path) -> None:
+    """Fit a head, a fifth of the rows for validation, and print what it took: what a process of its own does."""
+    store, module = read_features(folder), kind_module("transfers", kind)
+    rows = np.random.default_rng(0).permutation(len(store))
+    peak, done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.02):
+            status = Path("/proc/self/status").read_text()
+            peak = max(peak, 1024 * int(status.partition("RssAnon:")[2].split()[0]))
+
+    def part(own: Any) -> Part:
+        stored = cast("Any", store.stored(own)) if getattr(module, "PIECES", False) else store.read(own)
+        return Part(stored, own % CLASSES, None, None)
+
+    threading.Thread(target=watch, daemon=True).start()
+    began = time.perf_counter()
+    data = TrainingData([str(n) for n in range(CLASSES)], part(rows[len(rows) // 5 :]), part(rows[: len(rows) // 5]))
+    module.fit(module.Params(kind=kind, **KINDS[kind]), data, 0)
+    seconds = time.perf_counter() - began
+    done.set()
+    print(json.dumps([seconds, peak]))
 
 
-def of_a_row(kind: str, classes: int) -> float:
-    """Return how many bytes the peak grows by for each row."""
-    from tests.benchmarks.extract import run
-
-    few, many = (run("tests.benchmarks.heads", kind, str(classes), str(rows)).peak_mib for rows in (FEW, MANY))
-    return (many - few) * 2**20 / (MANY - FEW)
+def measured(kind: str, folder: Path) -> str:
+    """Return two cells of the table."""
+    command = [sys.executable, "-m", "tests.benchmarks.heads", kind, str(folder)]
+    seconds, peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return f"{seconds:.0f} s | {peak / 2**20:,.0f} MiB"
 
 
 def main() -> None:
     """Print a row for each kind; with arguments, fit one."""
     if sys.argv[1:]:
-        kind, classes, rows = sys.argv[1:]
-        fit(kind, int(classes), int(rows))
+        fit(sys.argv[1], Path(sys.argv[2]))
         return
-    row = f"a row of {WIDTH:,} numbers ({4 * WIDTH / 1000:.1f} kB)"
-    print(f"| kind | kB of {row} | times the row | bytes more of a row and class |\n|---|---|---|---|")
-    for kind in KINDS:
-        two, several = of_a_row(kind, TWO), of_a_row(kind, SEVERAL)
-        more = max(0.0, (several - two) / (SEVERAL - TWO))
-        print(f"| `{kind}` | {two / 1000:.0f} | {two / (4 * WIDTH):.1f} | {more:.0f} |", flush=True)
+    with tempfile.TemporaryDirectory() as there:
+        folders = {count: Path(there) / str(count) for count in COUNTS}
+        for count, folder in folders.items():
+            write_rows(folder, count)
+        print("| kind |" + "".join(f" {count:,} rows | memory |" for count in COUNTS))
+        print("|---|" + "---|---|" * len(COUNTS))
+        for kind in KINDS:
+            print(f"| `{kind}` | {' | '.join(measured(kind, folder) for folder in folders.values())} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import numpy as np
 
 from stages.cli import UserError
 from stages.transfers.shared.shallow import softmax
+from stages.transfers.shared.vectors import total
 
 if TYPE_CHECKING:
     from stages.transfers.shared.shallow import Floats, Indices, Rows
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     Score: TypeAlias = Callable[[Indices, Indices], Floats]
 
 FOLDS = 5
+NUMBERS_AT_ONCE = 2**22
+"""So many scores are looked at a time, to keep memory flat with many rows and classes."""
 _MOST_STEPS, _NEAR = 100, 1e-14
 
 
@@ -41,11 +44,13 @@ def calibrate(rows: Rows, seed: int, score: Score) -> list[tuple[float, Floats]]
 
 def out_of_fold(rows: Rows, seed: int, score: Score) -> Floats:
     """Return scores (settings, n, classes) of all rows, each by a model that saw nothing of its group."""
-    found = [(outside, score(inside, outside)) for inside, outside in folds(rows, seed)]
-    settings, _, classes = found[0][1].shape
-    scores = np.empty((settings, len(rows.labels), classes))
-    for outside, part in found:
-        scores[:, outside] = part
+    scores: Floats | None = None
+    for inside, outside in folds(rows, seed):
+        found = score(inside, outside)
+        if scores is None:
+            scores = np.empty((found.shape[0], len(rows.labels), found.shape[2]))
+        scores[:, outside] = found
+    assert scores is not None
     return scores
 
 
@@ -89,20 +94,30 @@ def platt(scores: Floats, labels: Indices, weights: Floats) -> tuple[float, Floa
     """
     classes = scores.shape[1]
     size = np.bincount(labels, weights, classes)
-    targets = np.repeat(1 / (size + classes)[:, None], classes, axis=1)
+    targets = np.repeat(1 / (size + classes)[:, None], classes, axis=1)  # (classes, classes): by the class of a sample
     np.fill_diagonal(targets, (size + 1) / (size + classes))
-    targets = targets[labels]  # (n, classes)
+    step = max(1, NUMBERS_AT_ONCE // classes)
+    some = [slice(first, first + step) for first in range(0, len(labels), step)]
 
     def loss(at: Floats) -> float:
-        logits = at[0] * scores + np.append(0, at[1:])
-        top = logits.max(axis=1)
-        total = top + np.log(np.exp(logits - top[:, None]).sum(axis=1)) - (targets * logits).sum(axis=1)
-        return float(weights @ total)
+        def of(rows: slice) -> float:
+            logits = at[0] * scores[rows] + np.append(0, at[1:])
+            top = logits.max(axis=1)
+            own = (targets[labels[rows]] * logits).sum(axis=1)
+            return float(weights[rows] @ (top + np.log(np.exp(logits - top[:, None]).sum(axis=1)) - own))
+
+        return sum(map(of, some))
+
+    def derivatives(at: Floats) -> tuple[Floats, Floats]:
+        found = [_derivatives(at, scores[rows], targets[labels[rows]], weights[rows]) for rows in some]
+        gradient, curvature = (total(parts) for parts in zip(*found, strict=True))
+        curvature[np.diag_indices(len(at))] += 1e-12 * (1 + np.trace(curvature))  # where scores do not differ at all
+        return gradient, curvature
 
     at = np.append(0, np.log(size[1:] + 1) - np.log(size[0] + 1))
     now = loss(at)
     for _ in range(_MOST_STEPS):
-        gradient, curvature = _derivatives(at, scores, targets, weights)
+        gradient, curvature = derivatives(at)
         step = np.linalg.solve(curvature, gradient)
         if gradient @ step <= _NEAR * weights.sum():  # twice what the loss can still fall by
             break
@@ -126,5 +141,4 @@ def _derivatives(at: Floats, scores: Floats, targets: Floats, weights: Floats) -
     curvature[0, 0] = (weighted * np.square(scores - mean)).sum()
     curvature[0, 1:] = curvature[1:, 0] = (weighted * (scores - mean)).sum(axis=0)[1:]
     curvature[1:, 1:] = np.diag(weighted[:, 1:].sum(axis=0)) - weighted[:, 1:].T @ p[:, 1:]
-    curvature[np.diag_indices(len(at))] += 1e-12 * (1 + np.trace(curvature))  # where scores do not differ at all
     return gradient, curvature

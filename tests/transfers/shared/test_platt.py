@@ -42,6 +42,17 @@ def test_more_classes_get_back_the_softmax_that_drew_their_labels() -> None:
     assert shift == pytest.approx(np.array([0.0, 0.8, -1.1]), abs=0.05)
 
 
+def test_scores_that_are_looked_at_some_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    labels, weights = np.arange(90) % 3, random.uniform(0.5, 2, 90)
+    scores = random.normal(size=(90, 3)) + np.eye(3)[labels]
+    slope, shift = platt(scores, labels, weights)
+    monkeypatch.setattr("stages.transfers.shared.platt.NUMBERS_AT_ONCE", 21)
+    some_slope, some_shift = platt(scores, labels, weights)
+    assert some_slope == pytest.approx(slope, rel=1e-9)
+    assert some_shift == pytest.approx(shift, rel=1e-9)
+
+
 def test_a_sample_of_weight_two_counts_as_two() -> None:
     random = np.random.default_rng(0)
     labels = np.arange(90) % 3
