@@ -187,6 +187,9 @@ def _train(
     method = kind_module("transfers", run.transfer.kind)
     streams = _streams(run)
     stored = streams or _in_pieces(run, features, len(rows) + len(validation))
+    if stored and not streams:  # each piece lies together on the disk
+        at = features.rows(samples.image_hashes)
+        rows, validation = (own[np.argsort(at[own])] for own in (rows, validation))
     views = ["identity"] if not stored and getattr(run.transfer, "views", None) == "identity" else None
     data = TrainingData(
         samples.classes,
