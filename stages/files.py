@@ -209,16 +209,22 @@ def missing(path: Path) -> UserError:
 def damaged(path: Path, error: Exception) -> UserError:
     """Return the error for a file of an earlier stage that is there and cannot be read."""
     reason = next(iter(str(error).splitlines()), type(error).__name__)
+    doubt_copy(path)
     return UserError(f"{path} cannot be read ({reason}): run {made_again(path)}")
 
 
-def made_again(path: Path) -> str:
-    """Return the command that makes a damaged file again, and have DVC look at its copy: maybe the same file.
+def doubt_copy(path: Path) -> None:
+    """Have DVC look at its copy of a damaged file of a stage, which may be the very same file.
 
-    DVC takes a file of its cache for whole where it is read-only, as it makes them; others it reads and replaces.
+    DVC takes a file of its cache for whole where it is read-only, as it makes them; others it reads, and replaces.
     """
-    with suppress(OSError):
-        path.chmod(path.stat().st_mode | stat.S_IWUSR)
+    if any(room in ("data", "reports") for room in path.parts):
+        with suppress(OSError):
+            path.chmod(path.stat().st_mode | stat.S_IWUSR)
+
+
+def made_again(path: Path) -> str:
+    """Return the command that makes a damaged file of a stage again; DVC's cache may hold the very same bytes."""
     parts = path.parts
     for at in reversed(range(1, len(parts) - 1)):
         if parts[at - 1] in ("data", "reports") and parts[at] in _STAGES:

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 FROZEN_PART = ("backbone.safetensors", "network.json", "features.json")
 COPIES, BYTES_OF_A_CLASS = 10, 50
 """How much memory fitting a head takes for a row of features: in rows, and beside that for each class, at most."""
+SQUARES, LENGTHS = 11, 90
+"""How much it takes where rows are read in pieces: in matrices of columns by columns, and of columns by classes."""
 MANY_BYTES = 256 * 2**20
 """So much of what a head is fitted on lies in memory; of more, kinds that can read it piece by piece."""
 
@@ -125,8 +127,10 @@ def _tell_memory(name: str, run: Run, samples: Samples, features: FeatureStore) 
     views = 1 if getattr(run.transfer, "views", None) == "identity" else len(features.views)
     numbers = prod(features.shape)
     used = views if getattr(run.transfer, "views", None) == "all" else 1
-    of_a_row = 0 if _in_pieces(run, features, rows) else 4 * numbers * (views + COPIES * used)
-    needed = rows * (of_a_row + BYTES_OF_A_CLASS * len(samples.classes) * used)
+    held = rows * 4 * numbers * (views + COPIES * used)
+    if _in_pieces(run, features, rows):
+        held = 8 * numbers * (SQUARES * numbers + LENGTHS * len(samples.classes))
+    needed = held + rows * BYTES_OF_A_CLASS * len(samples.classes) * used
     if needed > (left := available_memory()):
         warn(
             f"runs.{name}: {rows:,} images of {views} x {numbers:,} numbers may take {needed / 1e9:.3g} GB to fit, "
@@ -189,8 +193,8 @@ def _train(
     stored = streams or _in_pieces(run, features, len(rows) + len(validation))
     if stored and not streams:  # each piece lies together on the disk
         at = features.rows(samples.image_hashes)
-        rows, validation = (own[np.argsort(at[own])] for own in (rows, validation))
-    views = ["identity"] if not stored and getattr(run.transfer, "views", None) == "identity" else None
+        rows, validation = (own[np.argsort(at[own], kind="stable")] for own in (rows, validation))
+    views = features.views[:1] if not streams and getattr(run.transfer, "views", None) == "identity" else None
     data = TrainingData(
         samples.classes,
         training=_read(samples, features, rows, views, stored),
@@ -284,7 +288,7 @@ def _read(
     targets = samples.targets[rows] if samples.soft else None
     own_names = [names[row] for row in rows]
     if stays_stored:
-        for _ in features.checked(at, own_names):
+        for _ in features.checked(at, own_names, views):
             pass
         # It is read like an array by the kinds that are given it.
         stored = cast("NDArray[np.float32]", features.stored(at))

@@ -152,14 +152,31 @@ def test_many_rows_stay_on_disk_and_are_not_told_of(
 
     monkeypatch.setattr("stages.finetune.MANY_BYTES", used - 1)
     monkeypatch.setattr("stages.finetune.check_finite", read)
-    monkeypatch.setattr("stages.finetune.available_memory", lambda: 60 * 50 * 2)
+    needed = 8 * WIDTH * (11 * WIDTH + 90 * 2) + 60 * 50 * 2  # matrices of columns by columns, and what classes take
+    monkeypatch.setattr("stages.finetune.available_memory", lambda: needed)
     finetune("probe", make_run(keys={"C": 0.01}, repeats=1))
     found = read_model(Path("data/models/probe/repeat-0")).predict_proba(make_activations())
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert not np.array_equal(found, expected)  # it was another search
     assert capsys.readouterr().err == ""
+    monkeypatch.setattr("stages.finetune.available_memory", lambda: needed - 1)
+    finetune("probe", make_run(keys={"C": 0.01}, repeats=1))
+    assert "runs.probe: 60 images of 2 x 12 numbers may take" in capsys.readouterr().err
     monkeypatch.setattr("stages.finetune.MANY_BYTES", used)
     with pytest.raises(AssertionError, match="at once"):
+        finetune("probe", make_run(keys={"C": 0.01}, repeats=1))
+
+
+def test_of_many_rows_the_views_that_are_used_are_read_and_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    activations = make_activations()
+    activations[:, 1] = np.nan
+    shutil.rmtree("data/features/lite0")
+    write_store(activations)
+    run = make_run(keys={"C": 0.01, "views": "identity"}, repeats=1)
+    finetune("probe", run)
+    monkeypatch.setattr("stages.finetune.MANY_BYTES", 0)
+    finetune("probe", run)
+    with pytest.raises(UserError, match="not finite, the first is number 0 of the view flip"):
         finetune("probe", make_run(keys={"C": 0.01}, repeats=1))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.cli import UserError
-from stages.files import damaged, made_again, missing, read_json
+from stages.files import damaged, doubt_copy, made_again, missing, read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,5 +65,6 @@ def load_backbone(folder: Path, weights: str = "weights.safetensors") -> Backbon
     except SafetensorError as error:
         raise damaged(path, error) from error
     if found != facts["weights_hash"]:
+        doubt_copy(path)
         raise UserError(f"{path} holds other weights than network.json beside it says: run {made_again(path)}")
     return Backbone(path, facts)

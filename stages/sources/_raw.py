@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from stages.cli import UserError, progress, warn
-from stages.files import RAW, hash_bytes, made_again, read_json, read_table, write_json, write_table
+from stages.files import RAW, doubt_copy, hash_bytes, made_again, read_json, read_table, write_json, write_table
 from stages.sources.shared.remote import OUTAGE, STREAMS, NotThereError, Remote, UnreadableError, is_url
 from stages.threads import begun_in_threads, in_threads
 
@@ -146,6 +146,8 @@ class _Places:
                 self.open_files[file] = _open(self.root / file)  # stays open as long as the images do
             number = self.open_files[file].fileno()
         content = os.pread(number, length, offset)
+        if len(content) != length or hash_bytes(content) != image_hash:
+            doubt_copy(self.root / file)
         if len(content) != length:
             raise UserError(f"{self.root / file} ends too early: run {made_again(self.root / file)}")
         if hash_bytes(content) != image_hash:

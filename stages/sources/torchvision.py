@@ -203,7 +203,7 @@ def _labels(data: Any) -> list[int | None]:
         if len(kept := getattr(data, place, ())) == len(data):
             return [_label(label) for label in kept]
     for place, at in (("_samples", 1), ("_flat_character_images", 1), ("index", 0)):
-        if len(kept := getattr(data, place, ())) == len(data):
+        if len(kept := getattr(data, place, None) or ()) == len(data):
             return [_label(entry[at]) for entry in kept]
     return [_label(data[row][1]) for row in range(len(data))]
 

@@ -199,12 +199,18 @@ class FeatureStore:
             return self._gather("activations", rows, (len(self.views), *self.shape))
         return self._gather("activations", rows, (len(at), *self.shape), np.array(at))
 
-    def checked(self, rows: npt.NDArray[np.int64], samples: Sequence[str]) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield activations (k, views, *shape) of n rows, some at a time; samples : their names, see `check_finite`."""
-        step = max(1, CHECKED_BYTES // (4 * len(self.views) * math.prod(self.shape)))
+    def checked(
+        self, rows: npt.NDArray[np.int64], samples: Sequence[str], views: Sequence[str] | None = None
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield activations (k, views, *shape) of n rows, some at a time, of all views or of those named.
+
+        samples : the names of the rows, see `check_finite`
+        """
+        views = views or self.views
+        step = max(1, CHECKED_BYTES // (4 * len(views) * math.prod(self.shape)))
         for i in range(0, len(rows), step):
-            activations = self.read(rows[i : i + step])
-            check_finite(activations, self.folder, samples[i : i + step], self.views)
+            activations = self.read(rows[i : i + step], views)
+            check_finite(activations, self.folder, samples[i : i + step], views)
             yield activations
 
     def stored(self, rows: npt.ArrayLike) -> StoredRows:

@@ -8,8 +8,8 @@ A kind's file holds
     fit       (params, data, seed) -> model: trains on the training part, chooses on the validation part
     load      (facts, arrays) -> model: the same model from what it has saved
     problem   where needed: (params, features, dataset) -> why these entries of params.yaml do not go together, or None
-    STREAMS   True where `fit` reads activations batch by batch while it trains; else they are all in memory
-    PIECES    True where `fit` reads them piece by piece where they are many
+    STREAMS   True where `fit` reads activations batch by batch while it trains
+    PIECES    True where `fit` reads them piece by piece if they are many; else they are all in memory
 
 A model is what `stages.store.models.Model` says. A kind's file imports no large library before `fit` is called.
 """

@@ -11,7 +11,7 @@ Hoerl and Kennard, Technometrics 12, 1970; Cook and Weisberg, Residuals and Infl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
 from operator import add
@@ -82,18 +82,13 @@ class _Sums:
     def of(cls, features: StoredVectors, rows: Rows, own: Indices) -> _Sums:
         """Sum over some of the rows."""
 
-        def sums(at: Any, piece: Floats) -> Iterator[Floats]:
+        def of_piece(at: Any, piece: Floats) -> _Sums:
             weights, targets = rows.weights[at][:, None], _targets(rows, at)
-            yield from (weights.sum(axis=0), (weights * piece).sum(axis=0), (weights * targets).sum(axis=0))
-            scaled = np.sqrt(weights) * piece
-            yield from (scaled.T @ scaled, (weights * piece).T @ targets)
+            scaled, weighted = np.sqrt(weights) * piece, weights * piece
+            sums = weights.sum(axis=0), weighted.sum(axis=0), (weights * targets).sum(axis=0)
+            return cls(*sums, scaled.T @ scaled, weighted.T @ targets)
 
-        found: list[Floats] | None = None
-        for at, piece in pieces(features, own):
-            more = sums(at, piece)
-            found = list(more) if found is None else [one + other for one, other in zip(found, more, strict=True)]
-        assert found is not None
-        return cls(*found)
+        return reduce(add, (of_piece(at, piece) for at, piece in pieces(features, own)))
 
     def __add__(self, other: _Sums) -> _Sums:
         return _Sums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

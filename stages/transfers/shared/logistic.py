@@ -8,6 +8,7 @@ in v it curves about the same in all directions. From one C to the next larger o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 MOST_OF_NEWTON = 100_000
 """Weights of a logistic regression, classes times columns, up to which it is fitted by Newton's method."""
 MOST_STEPS = 1000
+"""Steps after which a search is given up, which is told."""
 MOST_COLUMNS = 8192
 """Columns of stored vectors up to which a curvature is computed whole: it has half a GB. Of more, its diagonal is."""
 NEAR = 1e-5
 """How long the gradient by v may still be, for a mean loss in nats: about how far from the optimum v then is."""
 LEAST_UNSURE = 1e-4
+"""What p (1 - p) counts as at least where it is asked how the loss curves."""
 
 
 def fit_logistic(
@@ -75,15 +78,15 @@ def _fit_stored(features: StoredVectors, rows: Rows, costs: Sequence[float]) -> 
     fitted: dict[float, tuple[Floats, Floats]] = {}
     for cost in sorted(costs):
         penalty = np.append(np.full(width, 1 / (cost * size)), 0)[:, None]
-        even = _Even.of(_curvature(features, rows, at) / size, penalty[:, 0])
+        even = _Preconditioner.of(_curvature(features, rows, at) / size, penalty[:, 0])
 
-        def loss(searched: Floats, even: _Even = even, penalty: Floats = penalty) -> tuple[float, Floats]:
+        def loss(searched: Floats, even: _Preconditioner = even, penalty: Floats = penalty) -> tuple[float, Floats]:
             at = even.back(searched.reshape(-1, columns))
             found, slope = _loss(features, rows, at)
             slope = even.slope(slope / size + penalty * at)
             return found / size + float((penalty * np.square(at)).sum()) / 2, slope.ravel()
 
-        limits = {"maxiter": MOST_STEPS, "maxls": 50, "maxcor": 20, "gtol": NEAR, "ftol": 64 * np.finfo(np.float64).eps}
+        limits = {"maxiter": MOST_STEPS, "maxcor": 20, "gtol": NEAR, "ftol": 1e-9}
         result = minimize(loss, even.there(at).ravel(), jac=True, method="L-BFGS-B", options=limits)
         if result.nit >= MOST_STEPS:
             _tell_short(cost)
@@ -93,21 +96,25 @@ def _fit_stored(features: StoredVectors, rows: Rows, costs: Sequence[float]) -> 
 
 
 @dataclass(frozen=True)
-class _Even:
+class _Preconditioner:
     """Coordinates v = L^T w in which a curvature L L^T is that of a ball; root : L (D + 1, D + 1), or its diagonal."""
 
     root: Floats
 
     @classmethod
-    def of(cls, curvature: Floats, penalty: Floats) -> _Even:
+    def of(cls, curvature: Floats, penalty: Floats) -> _Preconditioner:
         """Take a curvature (D + 1, D + 1), or its diagonal, and what a penalty adds (D + 1,)."""
-        from scipy.linalg import cholesky
+        from scipy.linalg import LinAlgError, cholesky
 
         if curvature.ndim == 1:
             return cls(np.sqrt(curvature + penalty)[:, None])
-        # Columns that depend on each other leave directions without any curvature but the penalty's.
-        least = 1e-6 * np.trace(curvature) / len(curvature)
-        return cls(cholesky(curvature + np.diag(penalty + least), lower=True, overwrite_a=True, check_finite=False))
+        # Columns that depend on each other leave directions without any curvature but the penalty's, and rounding may
+        # take even that. A little more of a curvature costs a few steps at most.
+        more = 1e-6 * np.trace(curvature) / len(curvature)
+        while True:
+            with suppress(LinAlgError):
+                return cls(cholesky(curvature + np.diag(penalty + more), lower=True, overwrite_a=True))
+            more *= 10
 
     def there(self, weight: Floats) -> Floats:
         """Return v (D + 1, k) for w."""
@@ -134,7 +141,7 @@ def _curvature(features: StoredVectors, rows: Rows, at: Floats) -> Floats:
     It is the sum of s q x x^T, x with a 1 behind it, q the mean of p (1 - p) over the classes, but not near 0, as rows
     of which the model is sure will not all stay so. Of more than MOST_COLUMNS it is the diagonal (D + 1,).
     """
-    whole = features.shape[1] < MOST_COLUMNS
+    whole = features.shape[1] <= MOST_COLUMNS
 
     def of(own: Any, piece: Singles) -> Floats:
         probabilities = softmax(_logits(piece, at))

@@ -20,7 +20,6 @@ import numpy as np
 
 from stages.cli import UserError
 from stages.transfers.shared.shallow import softmax
-from stages.transfers.shared.vectors import total
 
 if TYPE_CHECKING:
     from stages.transfers.shared.shallow import Floats, Indices, Rows
@@ -96,8 +95,8 @@ def platt(scores: Floats, labels: Indices, weights: Floats) -> tuple[float, Floa
     size = np.bincount(labels, weights, classes)
     targets = np.repeat(1 / (size + classes)[:, None], classes, axis=1)  # (classes, classes): by the class of a sample
     np.fill_diagonal(targets, (size + 1) / (size + classes))
-    step = max(1, NUMBERS_AT_ONCE // classes)
-    some = [slice(first, first + step) for first in range(0, len(labels), step)]
+    length = max(1, NUMBERS_AT_ONCE // classes)
+    some = [slice(first, first + length) for first in range(0, len(labels), length)]
 
     def loss(at: Floats) -> float:
         def of(rows: slice) -> float:
@@ -109,8 +108,11 @@ def platt(scores: Floats, labels: Indices, weights: Floats) -> tuple[float, Floa
         return sum(map(of, some))
 
     def derivatives(at: Floats) -> tuple[Floats, Floats]:
-        found = [_derivatives(at, scores[rows], targets[labels[rows]], weights[rows]) for rows in some]
-        gradient, curvature = (total(parts) for parts in zip(*found, strict=True))
+        gradient, curvature = np.zeros(classes), np.zeros((classes, classes))
+        for rows in some:
+            slope, bend = _derivatives(at, scores[rows], targets[labels[rows]], weights[rows])
+            gradient += slope
+            curvature += bend
         curvature[np.diag_indices(len(at))] += 1e-12 * (1 + np.trace(curvature))  # where scores do not differ at all
         return gradient, curvature
 

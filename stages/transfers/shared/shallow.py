@@ -26,8 +26,7 @@ from pydantic import Field
 
 from stages.cli import UserError
 from stages.params import Transfer, suggest
-from stages.threads import in_threads
-from stages.transfers.shared.vectors import PIECES_AHEAD, StoredVectors, choose_views, some_images
+from stages.transfers.shared.vectors import StoredVectors, choose_views, read_ahead, some_images
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -296,15 +295,16 @@ class Normalization:
 def weighted_sums(weights: Floats, features: Singles | StoredVectors, center: Singles | None = None) -> Floats:
     """Return the sums (D,) of rows (n, D), or of their squared distances from a center, weighted."""
     total = np.zeros(features.shape[1])
-    starts = range(0, len(features), ROWS_AT_ONCE)
+    step = min(ROWS_AT_ONCE, features.at_once) if isinstance(features, StoredVectors) else ROWS_AT_ONCE
+    starts = range(0, len(features), step)
 
     def read(start: int) -> Singles:
-        return features[start : start + ROWS_AT_ONCE]
+        return features[start : start + step]
 
-    some = in_threads(read, starts, ahead=PIECES_AHEAD) if isinstance(features, StoredVectors) else map(read, starts)
+    some = read_ahead(read, starts) if isinstance(features, StoredVectors) else map(read, starts)
     for start, rows in zip(starts, some, strict=True):
         rows = rows if center is None else np.square(rows - center)
-        total += weights[start : start + ROWS_AT_ONCE] @ rows
+        total += weights[start : start + step] @ rows
     return total
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from stages.threads import in_threads
+from stages.threads import in_threads, thread_count
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     Rows: TypeAlias = Indices | slice
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 PIECE_BYTES = 32 * 2**20
-"""So much of stored vectors, in double precision, is taken at a time."""
-PIECES_AHEAD = 2
-"""So many pieces are read by each thread before they are needed."""
+"""So much of stored vectors, in double precision and with all views that are read, is taken at a time."""
+THREADS, AHEAD = 4, 2
+"""So many threads read pieces at most, and so many wait for each: 256 MiB in all."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,20 @@ class StoredVectors:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def at_once(self) -> int:
+        """How many rows are a piece."""
+        read = self.parts[0].shape[1] if self.views == "mean" else 1
+        return max(1, PIECE_BYTES // (8 * self.shape[1] * read))
+
     def astype(self, dtype: DTypeLike) -> StoredVectors:
         """Return the same vectors, as numbers of another type when they are read."""
         return replace(self, dtype=dtype)
 
     def __getitem__(self, rows: Rows) -> NDArray[Any]:
         rows = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows go from 0 to {len(self) - 1}")
         images, views = np.divmod(rows, self.used)
         vectors = np.empty((len(rows), self.shape[1]), np.float32)
         first = 0
@@ -113,7 +122,12 @@ def some_images(part: Activations) -> Iterator[Singles]:
         return
     step = max(1, PIECE_BYTES // (8 * math.prod(part.shape[1:])))
     numbers = (np.arange(first, min(first + step, len(part))) for first in range(0, len(part), step))
-    yield from in_threads(lambda images: all_views(part, images), numbers, ahead=PIECES_AHEAD)
+    yield from read_ahead(lambda images: all_views(part, images), numbers)
+
+
+def read_ahead(read: Callable[[T], R], which: Iterable[T]) -> Iterator[R]:
+    """Yield what is read, in order, by few threads: however many cores there are, memory stays flat."""
+    return in_threads(read, which, min(THREADS, thread_count()), AHEAD)
 
 
 def pieces(vectors: Any, rows: Indices | None = None) -> Iterator[tuple[Rows, NDArray[Any]]]:
@@ -125,14 +139,14 @@ def pieces(vectors: Any, rows: Indices | None = None) -> Iterator[tuple[Rows, ND
         chosen: Rows = slice(None) if rows is None else rows
         yield chosen, vectors[chosen]
         return
-    step = max(1, PIECE_BYTES // (8 * vectors.shape[1]))
+    step = vectors.at_once
     count = len(vectors) if rows is None else len(rows)
 
     def at(first: int) -> Rows:
         return slice(first, min(first + step, count)) if rows is None else rows[first : first + step]
 
     some = [at(first) for first in range(0, max(count, 1), step)]  # one without rows where there are none
-    yield from zip(some, in_threads(lambda own: vectors[own], some, ahead=PIECES_AHEAD), strict=True)
+    yield from zip(some, read_ahead(lambda own: vectors[own], some), strict=True)
 
 
 def total(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:

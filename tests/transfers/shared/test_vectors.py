@@ -113,6 +113,17 @@ def test_of_many_columns_the_search_has_the_diagonal_alone_and_comes_to_the_same
     )
 
 
+def test_columns_that_depend_on_each_other_and_lie_far_from_zero_do_not_end_the_search(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    features = random.standard_normal((600, 20)) @ random.standard_normal((20, 60)) + 300
+    features = features.astype(np.float32)[:, np.newaxis]
+    labels = (features[:, 0, 0] > 300).astype(np.int64)
+    parts = [Part(features[rows], labels[rows], None, None) for rows in (slice(0, 500), slice(500, 600))]
+    data = stored(TrainingData(["low", "high"], *parts), tmp_path)
+    found = fit("logistic", data, normalize="none").predict_proba(features)
+    assert (found.argmax(axis=1) == labels).mean() > 0.95
+
+
 @pytest.mark.parametrize("kind", IN_PIECES)
 def test_of_fewer_rows_than_columns_the_model_has_the_same_bytes(kind: str, tmp_path: Path) -> None:
     data, _ = make_data(["sound", "broken"], width=300)
@@ -162,12 +173,15 @@ def test_vectors_are_read_by_numbers_and_by_slices_from_all_parts(three_classes:
         np.testing.assert_array_equal(read[rows], expected[rows])
         assert read.astype(np.float64)[rows].dtype == np.float64
         assert read[np.empty(0, np.int64)].shape == (0, 64)
+        for row in (-1, len(expected)):
+            with pytest.raises(IndexError):
+                read[np.array([0, row])]
 
 
 @pytest.mark.usefixtures("small_pieces")
 def test_pieces_are_all_rows_once_and_of_an_array_there_is_one(three_classes: Data, tmp_path: Path) -> None:
     data, _ = three_classes
-    read = StoredVectors([stored(data, tmp_path).training.activations], "mean")
+    read = StoredVectors([stored(data, tmp_path).training.activations], "identity")
     numbers = np.arange(120)
     found = list(pieces(read))
     assert [len(piece) for _, piece in found] == [7] * 17 + [1]
@@ -176,5 +190,6 @@ def test_pieces_are_all_rows_once_and_of_an_array_there_is_one(three_classes: Da
     some = np.arange(40, 80, 2)
     np.testing.assert_array_equal(np.concatenate([piece for _, piece in pieces(read, some)]), read[some])
     assert [len(piece) for _, piece in pieces(read, numbers[:0])] == [0]
+    assert replace(read, views="mean").at_once == 3  # of two views
     ((rows, piece),) = pieces(read[:])
     assert (rows, piece.shape) == (slice(None), (120, 64))
