@@ -1,4 +1,4 @@
-"""What is left of memory; and how what was freed is used again instead of being given back and asked for anew.
+"""What is left of memory; and what becomes of memory that was freed: used again, or given back to the system.
 
 A training step frees and takes maps of some ten megabytes a hundred times, of more than a hundred where a network is
 trained from pixels. The C library may give blocks of that size back to the system, which hands out zeroed pages for the
@@ -13,17 +13,16 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 # mallopt(3) of the GNU C library. Large blocks lie in the heap, too, none in a mapping of its own: 32 MiB is the most
 # that one may be asked to begin at. The memory of one arena serves the thread of the backward pass, too.
-TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = -1, -2, -4, -8
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -2, -3, -4, -8
 
 
 def keep_freed_memory() -> None:
     """Let this process keep what it frees; does nothing where the C library is another."""
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _of_the_c_library("mallopt")
     if mallopt is None:
         return
     for option, value in (
@@ -33,6 +32,33 @@ def keep_freed_memory() -> None:
         (ARENA_MAX, 1),
     ):
         mallopt(option, value)
+
+
+def give_back_freed_memory() -> None:
+    """Give back pages that are free, also between others that are not; does nothing where the C library is another.
+
+    Where little that stays is taken among much that does not, the free room between it suits nothing, and grows.
+    """
+    trim = _of_the_c_library("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def give_back_large_blocks() -> None:
+    """Give back what is free, and from now on every block of a megabyte or more as soon as it is freed.
+
+    The C library would keep them up to 32 MiB once some were freed. Where images are decoded that saves a fifth of the
+    time; where columns of a million rows come and go, it would hold several times what is needed.
+    """
+    mallopt = _of_the_c_library("mallopt")
+    if mallopt is not None:
+        mallopt(MMAP_THRESHOLD, 2**20)
+    give_back_freed_memory()
+
+
+def _of_the_c_library(name: str) -> Any:
+    """Return a function that the GNU C library alone has, or None."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
 
 
 def available_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:

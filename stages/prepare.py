@@ -18,6 +18,7 @@ import numpy as np
 
 from stages.cli import UserError, printable, run_stage, warn
 from stages.files import PREPARED, new_folder, write_table
+from stages.memory import give_back_large_blocks
 from stages.params import Dataset, suggest
 from stages.samples.checking import Checked, check_images
 from stages.samples.decoding import decode
@@ -44,6 +45,9 @@ ON_A_SHEET = 40  # images
 
 def prepare(name: str, entry: Dataset) -> None:
     """Write data/prepared/<name>/ as its entry in params.yaml describes it."""
+    import pyarrow as pa
+
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps of what it frees more than the tables are
     where = f"datasets.{name}"
     images = read_images(entry.images)
     check_columns(images, entry, where)
@@ -58,6 +62,7 @@ def prepare(name: str, entry: Dataset) -> None:
         check_classes(labels, group_names(images.samples, entry.group), entry, where)
     with new_folder(PREPARED / name) as folder:
         checked = check_images(images, folder / "thumbnails.parquet")
+        give_back_large_blocks()
         unusable |= checked.wrong
         check_usable(images, unusable, entry.max_unreadable, where)
         reasons = why_left_out(images, checked, unusable, labels, brought, entry)

@@ -33,6 +33,30 @@ for _ in range(10):
 print(faults() - before)
 """
 
+FREED = """
+import psutil
+import numpy as np
+from stages.memory import give_back_freed_memory, give_back_large_blocks
+
+def held():
+    return psutil.Process().memory_info().rss
+
+def leave_holes():
+    blocks = [np.ones(size, np.uint8) for _ in range(500) for size in (64 * 1024, 1100)]
+    del blocks[::2]
+    return blocks
+
+start = held()
+staying = leave_holes()
+print((held() - start) // 2**20)
+give_back_freed_memory()
+print((held() - start) // 2**20)
+give_back_large_blocks()
+for megabytes in (16, 8, 8):
+    np.ones(megabytes * 2**20, np.uint8)
+print((held() - start) // 2**20)
+"""
+
 
 def test_what_is_left_of_memory_is_what_the_system_says_is_available() -> None:
     import psutil
@@ -70,3 +94,11 @@ def test_blocks_of_many_megabytes_are_used_again() -> None:
     )
     assert given > 10_000  # ten times 192 MiB are 491,520 pages of 4 KiB
     assert kept < 100
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the GNU C library alone gives them back when asked")
+def test_what_was_freed_is_given_back() -> None:
+    freed, after_it, later = map(int, subprocess.check_output([sys.executable, "-c", FREED], text=True).split())
+    assert freed > 30  # MiB: large blocks are kept once some were freed, and small ones between others
+    assert after_it < 4
+    assert later < 4

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from stages.cli import progress
+from stages.memory import give_back_freed_memory
 from stages.samples.decoding import MODES, BadImage, decode, pixel_hash
 from stages.samples.duplicates import LOOKS, appearance
 from stages.samples.thumbnails import new_thumbnails, thumbnail
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from stages.sources._raw import Images
+
+ROWS_BETWEEN = 2**13
+"""Rows after which freed memory is given back: of small images 2 MiB, and too seldom to take time."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ def check_images(images: Images, thumbnails: Path) -> Checked:
     found = progress(in_threads(check, images.readers(range(count))), total=count, unit="image")
     with new_thumbnails(thumbnails) as add:
         for row, (name, seen) in enumerate(zip(images.table["sample"], found, strict=True)):
+            if row % ROWS_BETWEEN == 0:
+                give_back_freed_memory()
             if isinstance(seen, str):
                 checked.wrong[row] = seen
                 continue
