@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     Ints = NDArray[np.int64]
+    Part = NDArray[np.int8]
 
 ON_A_SHEET = 40  # images
 
@@ -103,7 +104,7 @@ def prepare(name: str, entry: Dataset) -> None:
         )
     tell(name, table, labels, rejected)
     tell_contradictions(name, differing)
-    tell_near_duplicates(table, pairs, entry)
+    tell_near_duplicates(table, parts[0], pairs, entry)
     tell_order(name, order, entry.group)
 
 
@@ -206,7 +207,7 @@ def divide(
     brought: Ints | None,
     entry: Dataset,
     where: str,
-) -> list[Ints]:
+) -> list[Part]:
     """Return for each repeat the part (0 train, 1 validation, 2 test) of each sample; units stay together."""
     strata = make_strata([numbered(source[column]) for column in entry.split.stratify], labels.array)
     if brought is None:
@@ -290,13 +291,12 @@ def tell_contradictions(name: str, differing: Sequence[Contradiction]) -> None:
         )
 
 
-def tell_near_duplicates(table: pa.Table, pairs: Ints, entry: Dataset) -> None:
+def tell_near_duplicates(table: pa.Table, part: Part, pairs: Ints, entry: Dataset) -> None:
     """Say where images that look nearly the same are of different groups, or in different parts of a source's split."""
     kept = "" if entry.near_duplicates else "; with near_duplicates: true they are kept on one side"
-    columns = {"groups": "group"} if entry.group else {}
-    columns |= {"parts": "split_0"} if entry.split.column else {}
-    for what, column in columns.items():
-        values = numbered(table[column])
+    told: dict[str, Ints | Part] = {"groups": numbered(table["group"])} if entry.group else {}
+    told |= {"parts": part} if entry.split.column else {}
+    for what, values in told.items():
         apart = pairs[values[pairs[:, 0]] != values[pairs[:, 1]]]
         if len(apart):
             first, second = (table["sample"][int(row)].as_py() for row in apart[0])

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from stages.samples.labels import Labels
 
     Ints = NDArray[np.int64]
+    Part = NDArray[np.int8]
 
 MOST_SIZES = 5
 MOST_REASONS = 10
 LEFT_OUT_COPY = "same pixels as an image of a later part"
 
 
-def describe(checked: Checked, labels: Labels, part: Ints, rejected: pa.Table) -> dict[str, Any]:
+def describe(checked: Checked, labels: Labels, part: Part, rejected: pa.Table) -> dict[str, Any]:
     """Return what dataset.json says of the images.
 
     sizes, modes : how many images have them, the most frequent first; brightness : for each class the 5th, 50th and
@@ -70,7 +71,7 @@ def _kind(reason: str) -> str:
     return reason
 
 
-def leakage(pairs: Ints, part: Ints, rejected: pa.Table) -> dict[str, int]:
+def leakage(pairs: Ints, part: Part, rejected: pa.Table) -> dict[str, int]:
     """Return what leaks from one part into another.
 
     same_pixels : images left out because a later part has their pixels; near_duplicates : images that look nearly the

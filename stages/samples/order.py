@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from stages.samples.duplicates import Looks
 
     Ints = NDArray[np.int64]
+    Part = NDArray[np.int8]
 
 NEAR = 30  # places
 MOST_TESTED = 1000
@@ -67,13 +68,13 @@ class Order(NamedTuple):
         )
 
 
-def look_up_order(appearances: Looks, labels: Ints, part: Ints, table_row: Ints | None = None) -> Order:
+def look_up_order(appearances: Looks, labels: Ints, part: Ints | Part, table_row: Ints | None = None) -> Order:
     """Look up how often likeness stands near, by looks; appearances : see duplicates.py, in the order of names."""
     return look_up(lambda row, others: distances(appearances[row], appearances[others]), labels, part, table_row)
 
 
 def look_up(
-    apart: Callable[[int, Ints], NDArray[Any]], labels: Ints, part: Ints, table_row: Ints | None = None
+    apart: Callable[[int, Ints], NDArray[Any]], labels: Ints, part: Ints | Part, table_row: Ints | None = None
 ) -> Order:
     """Look up how often likeness stands near, in that order in which it does so more often.
 
@@ -90,7 +91,7 @@ def look_up(
     return of_table._replace(by="table") if tells_more and of_table.tested >= FEWEST_TESTED else of_names
 
 
-def _look_up(apart: Callable[[int, Ints], NDArray[Any]], labels: Ints, part: Ints) -> Order:
+def _look_up(apart: Callable[[int, Ints], NDArray[Any]], labels: Ints, part: Ints | Part) -> Order:
     lot = np.random.default_rng(0)
     rows = np.flatnonzero(part == 0)
     rows = rows[np.argsort(labels[rows], kind="stable")]

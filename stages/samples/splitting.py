@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from stages.params import Split
 
     Ints = NDArray[np.int64]
+    Part = NDArray[np.int8]
     Floats = NDArray[np.float64]
 
 SPLITTING_VERSION = 1
@@ -104,16 +105,16 @@ def _having(labels: Ints, classes: int) -> sparse.csr_array:
     return _one_hot(labels, classes) if labels.ndim == 1 else sparse.csr_array(labels.astype(np.float64))
 
 
-def _one_hot(numbers: Ints, width: int | None = None) -> sparse.csr_array:
-    places = (np.arange(len(numbers)), numbers)
-    return sparse.csr_array((np.ones(len(numbers)), places), shape=(len(numbers), width or int(numbers.max()) + 1))
+def _one_hot(numbers: Ints | Part, width: int | None = None) -> sparse.csr_array:
+    rows = np.ones(len(numbers)), numbers, np.arange(len(numbers) + 1)
+    return sparse.csr_array(rows, shape=(len(numbers), width or int(numbers.max()) + 1))
 
 
 def _numbered(values: Ints) -> Ints:
     return np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
-def split(units: Ints, strata: Strata, labels: Ints, classes: Sequence[str], params: Split, where: str) -> list[Ints]:
+def split(units: Ints, strata: Strata, labels: Ints, classes: Sequence[str], params: Split, where: str) -> list[Part]:
     """Return for each repeat the part (0 train, 1 validation, 2 test) of each sample.
 
     units : (samples,) 0, 1, ...: what must stay together, from `join`.
@@ -123,10 +124,10 @@ def split(units: Ints, strata: Strata, labels: Ints, classes: Sequence[str], par
     """
     check_units(units, labels, classes, params, where)
     having = _having(labels, len(classes))
-    parts: list[Ints] = []
+    parts: list[Part] = []
     for repeat, tested in enumerate(_test_parts(units, strata, having, params)):
         rng = np.random.default_rng([params.seed, 1, repeat])
-        part = np.where(tested, TEST, TRAIN).astype(np.int64)
+        part = np.where(tested, TEST, TRAIN).astype(np.int8)
         part[_validation(units, strata, having, part == TRAIN, params.validation * len(labels), rng)] = VALIDATION
         parts.append(part)
     _check_parts(parts, units, having, classes, where)
@@ -135,9 +136,9 @@ def split(units: Ints, strata: Strata, labels: Ints, classes: Sequence[str], par
 
 def split_as_brought(
     brought: Ints, units: Ints, strata: Strata, labels: Ints, classes: Sequence[str], params: Split, where: str
-) -> list[Ints]:
+) -> list[Part]:
     """Return the parts that the source brings; a validation part that it lacks is drawn from its training part."""
-    part, having = brought.copy(), _having(labels, len(classes))
+    part, having = brought.astype(np.int8), _having(labels, len(classes))
     if not (part == VALIDATION).any():
         wanted, available = params.validation * len(labels), int((part == TRAIN).sum())
         if wanted >= available:
@@ -345,7 +346,7 @@ def _lacking(fold: Ints, having: sparse.csr_array, windows: Floats) -> NDArray[n
     return lacking
 
 
-def _held(fold: Ints, having: sparse.csr_array, windows: Floats) -> Floats:
+def _held(fold: Ints | Part, having: sparse.csr_array, windows: Floats) -> Floats:
     """Return how many samples of each class each window holds: (windows, classes)."""
     held: Floats = windows @ (_one_hot(fold, windows.shape[1]).T @ having).toarray()
     return held
@@ -375,7 +376,7 @@ def check_units(units: Ints, labels: Ints, classes: Sequence[str], params: Split
 
 
 def _check_parts(
-    parts: Sequence[Ints], units: Ints, having: sparse.csr_array, classes: Sequence[str], where: str
+    parts: Sequence[Part], units: Ints, having: sparse.csr_array, classes: Sequence[str], where: str
 ) -> None:
     """Refuse a split in which a part lacks a class: neither trained nor scored would it mean anything."""
     for repeat, part in enumerate(parts):

@@ -24,7 +24,7 @@ from stages.samples.decoding import MODES, PREPROCESSING_VERSION
 from stages.samples.splitting import PARTS, SPLITTING_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 FILE = "samples.parquet"
 ROWS_AT_ONCE = 4096
 """Rows that are Python's own values at a time."""
-MOST_IN_AN_ARRAY = 2**31 - 1
-"""Arrow counts what one array of texts or lists holds in 32 bits."""
 OWN_COLUMNS = (
     *("sample", "image_hash", "pixel_hash", "width", "height", "mode", "group", "label", "target", "sample_weight"),
     "table_row",
@@ -158,11 +156,13 @@ def samples_table(
     checked: Checked,
     labels: Labels,
     groups: pa.ChunkedArray,
-    parts: Sequence[NDArray[np.int64]],
+    parts: Sequence[NDArray[np.int8]],
     weights: NDArray[np.float64] | None = None,
     table_row: NDArray[np.int64] | None = None,
 ) -> pa.Table:
     """Return the rows of samples.parquet, but for their targets, which may take more room than all the rest.
+
+    To take little room the modes and parts are dictionaries here, and the pixels' hashes bytes: see `_as_written`.
 
     source : sample, image_hash and the source's columns of the images that are used, sorted by sample; the other
     arguments follow its order. groups : names, or nulls; parts : one array (samples,) per repeat, 0 train,
@@ -170,50 +170,50 @@ def samples_table(
     """
     import pyarrow as pa
 
-    modes, names = np.array(MODES, object), np.array(PARTS, object)
     columns: dict[str, Any] = {
         "sample": source["sample"],
         "image_hash": source["image_hash"],
-        "pixel_hash": _texts(checked.pixel_hash),
+        "pixel_hash": _bytes(checked.pixel_hash),
         "width": pa.array(checked.size[:, 0]),
         "height": pa.array(checked.size[:, 1]),
-        "mode": pa.array(modes[checked.mode], pa.string()),
+        "mode": pa.DictionaryArray.from_arrays(checked.mode.astype(np.int8), list(MODES)),
         "group": groups,
         "label": pa.array(labels.index, pa.int64()) if labels.several is None else pa.nulls(len(checked), pa.int64()),
     }
     columns |= {} if weights is None else {"sample_weight": weights}
     columns |= {} if table_row is None else {"table_row": table_row}
-    columns |= {f"split_{repeat}": pa.array(names[part], pa.string()) for repeat, part in enumerate(parts)}
+    columns |= {
+        f"split_{repeat}": pa.DictionaryArray.from_arrays(part, list(PARTS)) for repeat, part in enumerate(parts)
+    }
     columns |= {name: source[name] for name in source.column_names if name not in columns}
     return pa.table(columns)
 
 
-def _texts(rows: NDArray[np.uint8]) -> pa.ChunkedArray:
-    """Return bytes (n, width) in hexadecimal, without an object of each."""
+def _bytes(rows: NDArray[np.uint8]) -> pa.Array:
+    """Return bytes (n, width) as a column that shares them."""
     import pyarrow as pa
 
-    return pa.chunked_array(
-        pa.StringArray.from_buffers(len(piece), pa.py_buffer(places), pa.py_buffer(piece.tobytes().hex().encode()))
-        for piece, places in _pieces(rows, 2 * rows.shape[1])
-    )
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(rows.shape[1]), len(rows), [None, pa.py_buffer(rows)])
 
 
-def _lists(rows: NDArray[np.float32]) -> pa.ChunkedArray:
-    """Return rows (n, width) as lists, without an object of each."""
+def _as_written(rows: pa.Table) -> pa.Table:
+    """Return some rows of `samples_table` as they are written: dictionaries as their words, bytes in hexadecimal."""
     import pyarrow as pa
 
-    return pa.chunked_array(
-        pa.ListArray.from_arrays(pa.array(places), pa.array(piece.reshape(-1)))
-        for piece, places in _pieces(rows, rows.shape[1])
-    )
+    for place, (name, column) in enumerate(zip(rows.column_names, rows.columns, strict=True)):
+        if pa.types.is_dictionary(column.type):
+            rows = rows.set_column(place, name, column.cast(pa.string()))
+        elif pa.types.is_fixed_size_binary(column.type):
+            rows = rows.set_column(place, name, pa.array([value.hex() for value in column.to_pylist()], pa.string()))
+    return rows
 
 
-def _pieces(rows: NDArray[Any], width: int) -> Iterator[tuple[NDArray[Any], NDArray[np.int32]]]:
-    """Yield rows (n, width items), so many as one array may hold, and where each begins and the last one ends."""
-    most = MOST_IN_AN_ARRAY // width
-    for start in range(0, max(1, len(rows)), most):
-        piece = rows[start : start + most]
-        yield piece, np.arange(len(piece) + 1, dtype=np.int32) * width
+def _lists(rows: NDArray[np.float32]) -> pa.Array:
+    """Return rows (n, width) as lists, without an object of each; of a piece of the table, which one array can hold."""
+    import pyarrow as pa
+
+    places = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
+    return pa.ListArray.from_arrays(pa.array(places), pa.array(rows.reshape(-1)))
 
 
 def write_samples(
@@ -224,7 +224,7 @@ def write_samples(
 
     def piece(start: int, stop: int) -> pa.Table:
         targets = _lists(labels.targets(slice(start, stop)))
-        return table.slice(start, stop - start).add_column(place, "target", targets)
+        return _as_written(table.slice(start, stop - start)).add_column(place, "target", targets)
 
     write_in_pieces(folder / FILE, table.num_rows, len(labels.classes), piece)
     write_table(folder / "rejected.parquet", rejected)

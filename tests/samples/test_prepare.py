@@ -105,18 +105,9 @@ def test_reader_gives_what_the_table_holds(cells: list[Path]) -> None:
         samples.part(0, "tests")
 
 
-def test_more_than_an_array_of_arrow_may_hold_is_written_and_read_in_pieces(
-    cells: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_written_in_pieces_is_read_as_a_whole(cells: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     photos(cells)
     whole = run()
-    table = read_table(Path("data/prepared/cells/samples.parquet"))
-    for name, most in (("pieces", 320), ("smaller-pieces", 64)):  # of five hashes, 160 rows of two classes; of one
-        monkeypatch.setattr("stages.samples.table.MOST_IN_AN_ARRAY", most)
-        in_pieces = run(name=name)
-        assert in_pieces.table.equals(whole.table)
-        assert read_table(Path(f"data/prepared/{name}/samples.parquet")).equals(table)
-        np.testing.assert_array_equal(in_pieces.targets, whole.targets)
     monkeypatch.setattr("stages.files.ROWS_IN_A_GROUP", 7)
     in_groups = run(name="groups")
     assert pq.read_metadata("data/prepared/groups/samples.parquet").num_row_groups == 4
