@@ -10,7 +10,7 @@ images of one group, stay on one side of every split.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,23 +67,22 @@ def prepare(name: str, entry: Dataset) -> None:
         unusable |= checked.wrong
         check_usable(images, unusable, entry.max_unreadable, where)
         reasons = why_left_out(images, checked, unusable, labels, brought, entry)
-        rows = np.array([row for row, reason in enumerate(reasons) if reason is None], np.int64)
+        rows = others(reasons, len(images))
         if not len(rows):
             raise UserError(f"data/raw/{entry.images}: no image can be used; the first of {len(images)}: {reasons[0]}")
-        pairs = near_duplicates(checked.appearance[rows])
+        rejected = rejected_table(images, reasons)
+        pairs = near_duplicates(checked.appearance[rows] if len(rows) < len(images) else checked.appearance)
         differing = list(find_contradictions(images, checked, labels, rows, pairs))
         source = images.samples
         if len(rows) < len(images):  # all of a million rows stay where they are
             source, checked, labels = source.take(rows), checked.take(rows), labels.take(rows)
         groups = group_names(source, entry.group)
-        alike = [clusters(pairs, len(rows))] if entry.near_duplicates else []
-        units = join(*([] if entry.group is None else [numbered(groups)]), checked.picture, *alike)
-        parts = divide(source, units, labels, groups, None if brought is None else brought[rows], entry, where)
+        brought = None if brought is None else brought[rows]
+        parts = divide(source, stay_together(groups, checked, pairs, entry), labels, groups, brought, entry, where)
         weights = None if weights is None else weights[rows]
         placed = images.table_row
         placed = None if placed is None else placed[rows]
         table = samples_table(beside_ours(source), checked, labels, groups, parts, weights, placed)
-        rejected = rejected_table(images, reasons)
         order = look_up_order(checked.appearance, labels.index, parts[0], placed)
         write_table(folder / "contradictions.parquet", contradictions_table(differing))
         write_samples(
@@ -159,18 +158,18 @@ def why_left_out(
     labels: Labels,
     brought: Ints | None,
     entry: Dataset,
-) -> list[str | None]:
-    """Return for each image None, or the reason why it is no sample."""
-    reasons = [unusable.get(row) for row in range(len(images))]
-    for row, label in enumerate(labels.index):
-        if label < 0:
-            reasons[row] = reasons[row] or f"no label: the column {', '.join(entry.label.columns)} is empty"
-        elif brought is not None and brought[row] < 0:
-            reasons[row] = reasons[row] or f"in no part: the column {entry.split.column} is empty"
+) -> dict[int, str]:
+    """Return of each image that is no sample, by its row, the reason why."""
+    no_label = f"no label: the column {', '.join(entry.label.columns)} is empty"
+    reasons = dict.fromkeys(np.flatnonzero(labels.index < 0).tolist(), no_label)
     if brought is not None:
-        rows = [row for row, reason in enumerate(reasons) if reason is None]
-        for at, reason in leaks(brought[rows], checked.picture[rows], lambda at: images.sample(rows[at])).items():
-            reasons[rows[at]] = reason
+        no_part = f"in no part: the column {entry.split.column} is empty"
+        reasons = dict.fromkeys(np.flatnonzero(brought < 0).tolist(), no_part) | reasons
+    reasons |= unusable
+    if brought is not None:
+        rows = others(reasons, len(images))
+        found = leaks(brought[rows], checked.picture[rows], lambda at: images.sample(int(rows[at])))
+        reasons |= {int(rows[at]): reason for at, reason in found.items()}
     return reasons
 
 
@@ -197,6 +196,21 @@ def group_names(source: pa.Table, column: str | None) -> pa.ChunkedArray:
     values = source[column].unique()
     names = pa.array([None if value in (None, "") else str(value) for value in values.to_pylist()], pa.string())
     return pc.coalesce(names.take(pc.index_in(source[column], value_set=values)), source["sample"])
+
+
+def others(rows: Collection[int], count: int) -> Ints:
+    """Return those of so many rows that are none of these."""
+    left = np.ones(count, np.bool_)
+    left[list(rows)] = False
+    return np.flatnonzero(left)
+
+
+def stay_together(groups: pa.ChunkedArray, checked: Checked, pairs: Ints, entry: Dataset) -> Ints:
+    """Return the unit of each sample: what has the same group or pixels, or looks nearly the same, is one."""
+    keys = [] if entry.group is None else [numbered(groups)]
+    keys += [checked.picture]
+    keys += [clusters(pairs, len(checked))] if entry.near_duplicates else []
+    return join(*keys)
 
 
 def divide(
@@ -236,11 +250,12 @@ def beside_ours(source: pa.Table) -> pa.Table:
     return source.rename_columns([*ours, *(free_name(name, taken) for name in theirs)])
 
 
-def rejected_table(images: Images, reasons: Sequence[str | None]) -> pa.Table:
+def rejected_table(images: Images, reasons: Mapping[int, str]) -> pa.Table:
     """Return the rows of rejected.parquet: sample, image_hash (none of what the source could not bring), reason."""
     import pyarrow as pa
 
-    table = images.table.select(["sample", "image_hash"]).append_column("reason", pa.array(reasons, pa.string()))
+    each = pa.array(map(reasons.get, range(len(images))), pa.string(), size=len(images))
+    table = images.table.select(["sample", "image_hash"]).append_column("reason", each)
     absent = [{"sample": sample, "image_hash": None, "reason": reason} for sample, reason in images.rejected]
     return pa.concat_tables([table.filter(table["reason"].is_valid()), pa.Table.from_pylist(absent, table.schema)])
 
@@ -253,12 +268,13 @@ def write_sheets(folder: Path, images: Images, rows: Ints, labels: Labels) -> di
     import pyarrow.compute as pc
 
     folder.mkdir()
-    hashes, files = images.table["image_hash"], file_names(labels.classes)
+    files = file_names(labels.classes)
+    hashes = images.table["image_hash"] if len(rows) == len(images) else images.table["image_hash"].take(rows)
+    by_hash = np.asarray(pc.sort_indices(hashes))
 
     def sheets() -> Iterator[tuple[str, Image.Image]]:
         for index, name in enumerate(labels.classes):
-            mine = rows[labels.having(index)]
-            drawn = mine[np.asarray(pc.sort_indices(hashes.take(mine)))[:ON_A_SHEET]].tolist()
+            drawn = rows[by_hash[labels.having(index)[by_hash]][:ON_A_SHEET]].tolist()
             shown = in_threads(lambda read: fitted(decode(read())), images.readers(drawn))
             yield files[name], contact_sheet(list(shown))
 
