@@ -45,14 +45,15 @@ def give_back_freed_memory() -> None:
 
 
 def give_back_large_blocks() -> None:
-    """Give back what is free, and from now on every block of a megabyte or more as soon as it is freed.
+    """Give back what is free, and from now on every block of some megabytes as soon as it is freed.
 
     The C library would keep them up to 32 MiB once some were freed. Where images are decoded that saves a fifth of the
     time; where columns of a million rows come and go, it would hold several times what is needed.
     """
     mallopt = _of_the_c_library("mallopt")
     if mallopt is not None:
-        mallopt(MMAP_THRESHOLD, 2**20)
+        mallopt(MMAP_THRESHOLD, 2**22)  # above what the search for splits takes and frees at each of its steps
+        mallopt(TRIM_THRESHOLD, 2**24)
     give_back_freed_memory()
 
 
