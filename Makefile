@@ -8,6 +8,8 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 # A dvc that was killed while it wrote its own lock leaves it empty, and then refuses to run.
 MEND := find .dvc/tmp -maxdepth 1 -name rwlock -empty -delete 2>/dev/null || true
+# Clones that share one DVC cache let DVC copy, unless .dvc/config.local says otherwise: see docs/environment.md.
+SHARE := ! grep -qs '^ *dir *=' .dvc/config .dvc/config.local || grep -qs '^ *type *=' .dvc/config.local || dvc config --local cache.type reflink,copy
 .DEFAULT_GOAL := help
 # `make run` is the whole pipeline for a person, `make repro` the same for CI.
 .PHONY: help install run repro summary ui publish test check bench against-fastai study picture keys cuts rank cache lock clean
@@ -31,12 +33,14 @@ $(STAMP):
 run: $(STAMP)  ## run the whole pipeline, then print the leaderboard
 	@python -m stages.params
 	@$(MEND)
+	@$(SHARE)
 	@dvc repro
 	@python -m stages.scoring.leaderboard
 
 repro: $(STAMP)  ## run what changed; what a DVC remote holds is pulled, not computed
 	@python -m stages.params
 	@$(MEND)
+	@$(SHARE)
 	@dvc repro $$(dvc remote list | grep -q . && echo --pull --allow-missing)
 
 summary: $(STAMP)  ## print the leaderboard as Markdown, and what has changed since BASE (a git revision)

@@ -25,6 +25,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -50,6 +51,13 @@ View = Literal[
 
 class Entry(BaseModel, extra="forbid", strict=True, frozen=True):
     """One entry of params.yaml: no unknown key, no silent conversion, no change after reading."""
+
+    @field_validator("*")
+    @classmethod
+    def _no_zero(cls, value: Any) -> Any:
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("a character with the number 0 is in it, which no file, column or class can be named by")
+        return value
 
 
 class Download(Entry):

@@ -229,11 +229,15 @@ def test_publish_killed_at_random_moments_is_completed_by_the_next(finished: Pro
     assert not list(finished.root.glob(".mlflow.db*"))
 
 
-def mend(project: Project) -> None:
+def prepared(project: Project, what: str) -> None:
     """Do what `make run` does before it starts DVC."""
-    line = re.search(r"^MEND := (.*)$", project.path("Makefile").read_text(), re.M)
+    line = re.search(rf"^{what} := (.*)$", project.path("Makefile").read_text(), re.M)
     assert line is not None
     project.run(line[1], check=True)
+
+
+def mend(project: Project) -> None:
+    prepared(project, "MEND")
 
 
 def test_dvc_killed_while_it_wrote_its_lock_is_mended_by_make_run(finished: Project) -> None:
@@ -305,7 +309,8 @@ def test_two_clones_at_once_with_one_cache(project: Project, finished: Project, 
     shared = {"TRANSFER_CACHE": str(tmp_path / "shared-cache")}
     for clone in (project, twin):
         clone.run(f"dvc cache dir '{tmp_path / 'shared-dvc'}'", check=True)
-        clone.run("dvc config --local cache.type reflink,copy", check=True)  # as docs/environment.md says
+        prepared(clone, "SHARE")
+        assert clone.run("dvc config cache.type").stdout == "reflink,copy\n"
     begun = [
         subprocess.Popen(
             ["dvc", "repro", "evaluate@svm"],
@@ -323,6 +328,14 @@ def test_two_clones_at_once_with_one_cache(project: Project, finished: Project, 
     for clone in (project, twin):
         clone.repro(**shared)
         assert bytes_written(clone) == bytes_written(finished)
+
+
+def test_the_links_of_a_clone_with_a_cache_of_its_own_or_that_says_so_stay(project: Project, tmp_path: Path) -> None:
+    prepared(project, "SHARE")
+    assert project.run("dvc config cache.type").stdout == "hardlink,reflink,copy\n"
+    project.run(f"dvc cache dir '{tmp_path / 'shared'}' && dvc config --local cache.type hardlink", check=True)
+    prepared(project, "SHARE")
+    assert project.run("dvc config cache.type").stdout == "hardlink\n"
 
 
 def test_a_remote_that_is_gone_is_told_where_it_is_needed_and_what_is_here_goes_on(
