@@ -146,11 +146,11 @@ class _Places:
                 self.open_files[file] = _open(self.root / file)  # stays open as long as the images do
             number = self.open_files[file].fileno()
         content = os.pread(number, length, offset)
-        if len(content) != length or hash_bytes(content) != image_hash:
-            doubt_copy(self.root / file)
         if len(content) != length:
+            doubt_copy(self.root / file)
             raise UserError(f"{self.root / file} ends too early: run {made_again(self.root / file)}")
         if hash_bytes(content) != image_hash:
+            doubt_copy(self.root / file)
             raise UserError(
                 f"{self.root / file} is damaged, the bytes of {sample} are not those that were fetched: run "
                 f"`dvc repro --force fetch@{self.name}`, which writes them anew"

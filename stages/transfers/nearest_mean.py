@@ -67,4 +67,5 @@ def _nearness(rows: Rows, inside: Indices) -> Linear:
 
 
 def _mean(rows: Rows, own: Indices) -> Floats:
-    return total(piece.sum(axis=0, dtype=np.float64) for _, piece in pieces(rows.features, own)) / len(own)
+    mean: Floats = total(piece.sum(axis=0, dtype=np.float64) for _, piece in pieces(rows.features, own)) / len(own)
+    return mean

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import reduce
-from operator import add
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -23,7 +21,7 @@ from pydantic import Field
 from stages.params import OneOrMany
 from stages.transfers.shared.platt import folds, platt
 from stages.transfers.shared.shallow import Linear, ShallowModel, WeightedParams, coordinates, fit_shallow
-from stages.transfers.shared.vectors import StoredVectors, linear_scores, pieces
+from stages.transfers.shared.vectors import StoredVectors, linear_scores, pieces, total
 
 if TYPE_CHECKING:
     from stages.transfers import TrainingData
@@ -88,7 +86,7 @@ class _Sums:
             sums = weights.sum(axis=0), weighted.sum(axis=0), (weights * targets).sum(axis=0)
             return cls(*sums, scaled.T @ scaled, weighted.T @ targets)
 
-        return reduce(add, (of_piece(at, piece) for at, piece in pieces(features, own)))
+        return total(of_piece(at, piece) for at, piece in pieces(features, own))
 
     def __add__(self, other: _Sums) -> _Sums:
         return _Sums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -111,7 +109,7 @@ def _of_sums(features: StoredVectors, rows: Rows, settings: Sequence[Setting], s
     """Fit stored rows: a model without a fold's rows is that of all sums but theirs."""
     parts = [outside for _, outside in folds(rows, seed)]
     of_parts = [_Sums.of(features, rows, part) for part in parts]
-    everything = reduce(add, of_parts)
+    everything = total(of_parts)
     alphas = [setting["alpha"] for setting in settings]
     scores = np.empty((len(alphas), len(rows.labels), len(rows.classes)))
     for part, own in zip(parts, of_parts, strict=True):
@@ -138,8 +136,8 @@ def solve(
     """
     from scipy.linalg import cholesky, solve_triangular
 
-    root, total = np.sqrt(weights), weights.sum()
-    bias = weights @ targets / total
+    root, size = np.sqrt(weights), weights.sum()
+    bias = weights @ targets / size
     penalised = products.copy()
     penalised[np.diag_indices(len(penalised))] += alpha
     lower = cholesky(penalised, lower=True, overwrite_a=True, check_finite=False)
@@ -148,7 +146,7 @@ def solve(
     weight = solve_triangular(lower, projected, lower=True, trans="T", check_finite=False)
     residuals = root[:, None] * (targets - bias) - half.T @ projected
     scores = np.empty_like(targets)
-    half = np.vstack([half, root / np.sqrt(total)])
+    half = np.vstack([half, root / np.sqrt(size)])
     for rows in parts:
         part = half[:, rows]
         if len(rows) < len(part):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -149,13 +151,9 @@ def pieces(vectors: Any, rows: Indices | None = None) -> Iterator[tuple[Rows, ND
     yield from zip(some, read_ahead(lambda own: vectors[own], some), strict=True)
 
 
-def total(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
-    """Return the sum of arrays of one shape; one alone is returned as it is."""
-    found = iter(parts)
-    result = next(found)
-    for part in found:
-        result = result + part
-    return result
+def total(parts: Iterable[T]) -> T:
+    """Return the sum of one or more parts, as arrays of one shape; one alone is returned as it is."""
+    return reduce(add, parts)
 
 
 def linear_scores(vectors: Any, rows: Indices, heads: Sequence[tuple[Floats, Floats]]) -> Floats:
