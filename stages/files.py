@@ -103,22 +103,46 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     What a killed process left there under a temporary name is removed first.
     """
+    with _new_beside(path) as temporary:
+        yield temporary
+        before = _temporary(path, f"before-{os.getpid()}")
+        try:
+            if path.exists():
+                try:
+                    path.rename(before)  # removed where it is, it would for a moment be there and lack files
+                except OSError:  # a container's lower layer cannot be renamed
+                    shutil.rmtree(path)
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(before, ignore_errors=True)
+
+
+@contextmanager
+def new_files(folder: Path) -> Iterator[Path]:
+    """Give an empty temporary folder beside `folder`, and move its files there when the block ends well.
+
+    For a folder whose files are outputs by themselves: what else lies in it stays, and what a killed process left is
+    not in it, but beside it, and removed first.
+    """
+    with _new_beside(folder) as temporary:
+        yield temporary
+        folder.mkdir(exist_ok=True)
+        for file in sorted(temporary.iterdir()):
+            file.replace(folder / file.name)
+
+
+@contextmanager
+def _new_beside(path: Path) -> Iterator[Path]:
+    """Make an empty folder under a temporary name beside `path`, and remove it, and what killed processes left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_over in _left_over(path):
         shutil.rmtree(left_over)
-    temporary, before = _temporary(path, os.getpid()), _temporary(path, f"before-{os.getpid()}")
+    temporary = _temporary(path, os.getpid())
     temporary.mkdir()
     try:
         yield temporary
-        if path.exists():
-            try:
-                path.rename(before)  # removed where it is, it would for a moment be there and lack files
-            except OSError:  # a container's lower layer cannot be renamed
-                shutil.rmtree(path)
-        temporary.rename(path)
     finally:
-        for folder in (temporary, before):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from stages.scoring.metrics import Outcomes
 from stages.scoring.records import read_plot, read_record
 from stages.scoring.suspects import find_suspects
 from stages.sources._raw import Found, write_images
-from stages.store.activations import FeatureStore, write_features
+from stages.store.activations import FeatureStore, write_checksums, write_features
 from tests.scoring.made_up import make_params
 
 ROOT = Path(__file__).parents[1]
@@ -156,6 +156,7 @@ def test_test_images_whose_features_are_no_numbers_are_counted_and_the_first_is_
     values = np.load(path)
     values[rows[0]], values[rows[1]] = np.nan, -np.inf
     np.save(path, values)
+    write_checksums(path.parent)
     name = samples.table["sample"][int(tested[0])].as_py()
     message = f"data/features/plain: 2 activations of 2 images are not finite, .* of the view identity of {name}: look"
     with pytest.raises(UserError, match=message):
@@ -385,6 +386,7 @@ def test_a_shallow_run_is_scored_without_the_libraries_that_trained_it(samples: 
     facts = json.loads(Path("data/features/plain/features.json").read_text())
     facts |= {"network": network, "entry": {"cut": "pooled"}, "content_hash": "c", "weights_hash": "w"}
     write_json(Path("data/features/plain/features.json"), {**facts, "preprocessing_version": 1})
+    write_checksums(Path("data/features/plain"))
     finetune("svm", Run(dataset="cells", features="plain", transfer=Params(kind="logistic", C=[0.1, 1.0])))
     program = (
         "import sys\nfrom stages.evaluate import evaluate\nfrom stages.params import Run, Transfer\n"

@@ -25,6 +25,7 @@ from stages.files import (
     link_or_copy,
     made_again,
     new_file,
+    new_files,
     new_folder,
     read_json,
     read_table,
@@ -111,6 +112,40 @@ def test_a_failed_writer_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
         write_half(temporary / "new")
     assert names(path) == ["old"]
     assert names(tmp_path) == ["out"]
+
+
+def test_files_of_a_folder_are_replaced_together_and_what_else_lies_there_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "b", "notes"):
+        (folder / name).write_text("old")
+    with pytest.raises(InterruptedError), new_files(folder) as temporary:
+        write_half(temporary / "a")
+    assert {name: (folder / name).read_text() for name in names(folder)} == dict.fromkeys(("a", "b", "notes"), "old")
+    with new_files(folder) as temporary:
+        write_text(temporary / "a", "new")
+        write_text(temporary / "b", "new")
+    assert {n: (folder / n).read_text() for n in names(folder)} == {"a": "new", "b": "new", "notes": "old"}
+    assert names(tmp_path) == ["out"]
+
+
+def test_what_a_killed_writer_of_files_left_is_in_no_output(tmp_path: Path) -> None:
+    program = """
+        import time
+        from pathlib import Path
+        from stages.files import new_files, write_text
+        with new_files(Path("out")) as temporary:
+            write_text(temporary / "whole", "1")
+            (temporary / "half").touch()
+            print("half way", flush=True)
+            time.sleep(60)
+    """
+    (tmp_path / "out").mkdir()
+    run_and_kill(program, tmp_path)
+    assert names(tmp_path / "out") == []
+    with new_files(tmp_path / "out") as temporary:
+        write_text(temporary / "whole", "1")
+    assert (names(tmp_path), names(tmp_path / "out")) == (["out"], ["whole"])
 
 
 def test_what_a_killed_process_of_our_own_number_left_is_removed(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from stages.finetune import finetune
 from stages.params import Dataset, Label, Run, Split, kind_module, kinds
 from stages.samples.labels import Labels
 from stages.samples.table import read_samples, write_samples
-from stages.store.activations import FeatureStore, write_features
+from stages.store.activations import FeatureStore, write_checksums, write_features
 from stages.store.models import read_model
 
 CLASSES = ["broken", "sound"]
@@ -269,12 +269,14 @@ def change_transfer() -> Run:
 def change_weights() -> Run:
     facts = json.loads(Path("data/features/lite0/features.json").read_text())
     Path("data/features/lite0/features.json").write_text(json.dumps({**facts, "weights_hash": "x" * 64}))
+    write_checksums(Path("data/features/lite0"))
     return make_run()
 
 
 def change_features() -> Run:
     facts = json.loads(Path("data/features/lite0/features.json").read_text())
     Path("data/features/lite0/features.json").write_text(json.dumps({**facts, "content_hash": "x" * 64}))
+    write_checksums(Path("data/features/lite0"))
     return make_run()
 
 

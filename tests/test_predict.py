@@ -150,7 +150,7 @@ def test_a_trained_network_s_test_rows_are_never_read_in_training() -> None:
     """Its history is of training and validation alone: spoil the test images' rows, and nothing changes."""
     from stages.finetune import finetune
     from stages.samples.table import read_samples
-    from stages.store.activations import read_features
+    from stages.store.activations import read_features, write_checksums
 
     params, samples, store = read_params(), read_samples("cells"), read_features("maps")
     before = {p: p.read_bytes() for p in sorted(Path("data/models/tuned/repeat-0").glob("*.*"))}
@@ -160,6 +160,7 @@ def test_a_trained_network_s_test_rows_are_never_read_in_training() -> None:
         rows = np.load(shard)
         rows[store.rows([samples.image_hashes[i] for i in samples.part(0, "test")])] = np.nan
         np.save(shard, rows)
+        write_checksums(store.folder)
         run = params.entry("runs", "tuned").model_copy(update={"repeats": 1, "final": False})
         shutil.copytree("data/models/tuned", "data/models/kept")
         finetune("tuned", run)
@@ -167,6 +168,7 @@ def test_a_trained_network_s_test_rows_are_never_read_in_training() -> None:
         assert after == before
     finally:
         shard.write_bytes(kept)
+        write_checksums(store.folder)
         shutil.rmtree("data/models/tuned")
         shutil.move("data/models/kept", "data/models/tuned")
 

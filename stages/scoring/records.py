@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.files import REPORTS, new_file, read_json, read_table, write_json, write_table
+from stages.files import REPORTS, new_file, new_files, read_json, read_table, write_json, write_table
 from stages.scoring.intervals import BUCKETS, Estimate, Replicates, as_number, left_out
 from stages.scoring.metrics import LABEL_FIGURES, Outcomes
 from stages.scoring.suspects import Suspect, Suspects
@@ -68,13 +68,13 @@ class Record:
 
 def write_record(record: Record, plots: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Write reports/runs/<run>/; plots gives for each name of PLOTS the rows of its CSV file."""
-    folder = RUNS / record.run
-    write_json(folder / "metrics.json", record.metrics)
-    write_json(folder / "details.json", _keyed(record.details))
-    write_json(folder / "cost.json", record.cost)
-    write_outcomes(folder / "outcomes.parquet", record.outcomes, record.facts)
-    for name in PLOTS:
-        write_csv(folder / f"{name}.csv", plots[name])
+    with new_files(RUNS / record.run) as folder:
+        write_json(folder / "metrics.json", record.metrics)
+        write_json(folder / "details.json", _keyed(record.details))
+        write_json(folder / "cost.json", record.cost)
+        write_outcomes(folder / "outcomes.parquet", record.outcomes, record.facts)
+        for name in PLOTS:
+            write_csv(folder / f"{name}.csv", plots[name])
 
 
 def read_record(run: str) -> Record:

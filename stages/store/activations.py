@@ -8,9 +8,10 @@
     backbone.safetensors      the network's weights, and
     network.json              what network that is: what lies above the cut is trained from them
     learned.parquet           of a network that was trained here: the images that it has learned from
+    SHA256SUMS                of all these files, as `sha256sum --check` reads it
 
 One row is one image, in the order of the hashes, whatever was computed when. Readers map the files into memory and read
-the rows that are asked for and nothing else.
+the rows that are asked for and nothing else, but for one reading of a whole file before its first row: its checksum.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ from stages.files import (
     FEATURES,
     LEARNED,
     damaged,
+    doubt_copy,
+    hash_file,
     link_or_copy,
+    missing,
     new_folder,
     read_json,
     read_table,
     write_json,
     write_table,
+    write_text,
 )
 
 CHECKED_BYTES = 64 * 2**20
@@ -43,6 +48,8 @@ NUMBERS_AT_ONCE = 16_384
 """So many halves are made singles at a time: they stay in the processor's cache."""
 SHARD_BYTES = 256_000_000
 """About the size of one file: few files for DVC, yet small enough to send one again when a transfer breaks."""
+
+CHECKSUMS = "SHA256SUMS"
 
 Array = npt.NDArray[Any]
 Digests = npt.NDArray[np.bytes_]
@@ -149,10 +156,19 @@ def write_features(
         if (backbone / LEARNED).is_file():
             link_or_copy(backbone / LEARNED, new / LEARNED)
         write_json(new / "features.json", facts)
+        write_checksums(new)
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the checksums of a folder's files into SHA256SUMS."""
+    files = sorted(path for path in folder.iterdir() if path.name != CHECKSUMS)
+    write_text(folder / CHECKSUMS, "".join(f"{hash_file(path)}  {path.name}\n" for path in files))
 
 
 class FeatureStore:
     """A folder of features, opened for reading; safe to use from several threads.
+
+    Raises UserError for a file that is not there, or whose checksum is another: when its first row is read.
 
     facts : what features.json says; views : names of the views, identity first; shape : of one view of one image;
     image_hashes : of the rows, sorted; rejected : the reason for each image that has no row.
@@ -161,9 +177,11 @@ class FeatureStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.facts: dict[str, Any] = read_json(folder / "features.json")
+        self._checksums = _read_checksums(folder / CHECKSUMS)
+        self._whole("features.json")
         self.views: list[str] = self.facts["views"]
         self.shape: tuple[int, ...] = tuple(self.facts["shape"])
-        self._digests = to_digests(read_table(folder / "index.parquet", ["image_hash"])["image_hash"].to_pylist())
+        self._digests = to_digests(read_table(self._whole("index.parquet"), ["image_hash"])["image_hash"].to_pylist())
         self._files: dict[str, Array] = {}
 
     @property
@@ -174,7 +192,7 @@ class FeatureStore:
     @property
     def rejected(self) -> dict[str, str]:
         """The reason for each image that cannot be decoded, by its hash."""
-        table = read_table(self.folder / "rejected.parquet")
+        table = read_table(self._whole("rejected.parquet"))
         return dict(zip(table["image_hash"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
     def __len__(self) -> int:
@@ -247,13 +265,27 @@ class FeatureStore:
         return result
 
     def _open(self, stem: str, number: int) -> Array:
-        path = _shard(self.folder, stem, number)
-        if path.name not in self._files:
+        name = _shard(self.folder, stem, number).name
+        if name not in self._files:
+            path = self._whole(name)
             try:
-                self._files[path.name] = np.load(path, mmap_mode="r", allow_pickle=False)
+                self._files[name] = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
                 raise damaged(path, error) from None
-        return self._files[path.name]
+        return self._files[name]
+
+    def _whole(self, name: str) -> Path:
+        """Return the path of a file that holds what was written; raises UserError."""
+        path = self.folder / name
+        try:
+            if hash_file(path) == self._checksums.get(name):
+                return path
+        except FileNotFoundError:
+            raise missing(path) from None
+        except OSError as error:
+            raise damaged(path, error) from None
+        doubt_copy(self.folder / CHECKSUMS)  # which of the two it is cannot be told
+        raise damaged(path, ValueError(f"its bytes are not those of {CHECKSUMS}"))
 
 
 class StoredRows:
@@ -321,6 +353,17 @@ def _text(values: Sequence[str]) -> Any:
     encoded = [value.encode() for value in values]
     ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
     return pa.StringArray.from_buffers(len(values), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))
+
+
+def _read_checksums(path: Path) -> dict[str, str]:
+    """Return the checksum of each file."""
+    try:
+        lines = path.read_text().splitlines()
+        return {name: checksum for checksum, name in (line.split("  ", 1) for line in lines)}
+    except FileNotFoundError:
+        raise missing(path) from None
+    except ValueError as error:
+        raise damaged(path, error) from None
 
 
 def _shard(folder: Path, stem: str, number: int) -> Path:

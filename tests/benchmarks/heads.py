@@ -22,7 +22,7 @@ import numpy as np
 
 from stages.cli import guard
 from stages.params import kind_module
-from stages.store.activations import RowWriter, read_features
+from stages.store.activations import RowWriter, read_features, write_checksums
 from stages.transfers import Part, TrainingData
 
 COUNTS = (100_000, 400_000)
@@ -56,6 +56,7 @@ def write_rows(folder: Path, count: int) -> None:
     write_json(
         folder / "features.json", {"views": ["identity"], "shape": [WIDTH], "rows_per_file": writer.rows_per_file}
     )
+    write_checksums(folder)
 
 
 def fit(kind: str, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import random
+import subprocess
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from stages.cli import UserError
 from stages.store import activations
-from stages.store.activations import read_features, write_features
+from stages.store.activations import CHECKSUMS, read_features, write_features
 
 
 @pytest.fixture
@@ -126,7 +128,7 @@ def test_a_folder_or_a_file_that_is_not_there_is_named_with_what_to_do(tmp_path,
         read_features(tmp_path / "gone")
     store = write(tmp_path / "f", backbone, rows)
     (tmp_path / "f" / "activations-00000.npy").unlink()
-    with pytest.raises(UserError, match=r"activations-00000.npy cannot be read"):
+    with pytest.raises(UserError, match=r"activations-00000.npy is not there: run `dvc repro`"):
         store.read([0])
 
 
@@ -137,6 +139,55 @@ def test_a_file_that_was_cut_off_is_named_with_what_to_do(tmp_path, backbone, ro
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size) if isinstance(keep, float) else keep])
     with pytest.raises(UserError, match=rf"^{path} cannot be read \(.+\): run `dvc repro --force`$"):
         store.read([0])
+
+
+@pytest.mark.usefixtures("file_size")
+def test_a_bit_that_flipped_in_any_file_is_an_error_that_names_it(tmp_path, backbone, rows):
+    write(tmp_path / "f", backbone, rows, logits=5, rejected={"a" * 64: "truncated"})
+    files = sorted(path for path in (tmp_path / "f").iterdir() if path.suffix in (".npy", ".json", ".parquet"))
+    files.remove(tmp_path / "f" / "network.json")
+    assert len(files) >= 5
+    lot = random.Random(0)
+    for path in files:
+        whole = path.read_bytes()
+        for at in [*range(0, 8 * len(whole), 97), *(lot.randrange(8 * len(whole)) for _ in range(20))]:
+            content = bytearray(whole)
+            content[at // 8] ^= 1 << at % 8
+            path.write_bytes(content)
+            with pytest.raises(UserError, match=rf"^{path} cannot be read \(.+\): run `dvc repro"):
+                read_all(tmp_path / "f")
+        path.write_bytes(whole)
+    np.testing.assert_array_equal(read_all(tmp_path / "f"), rows)
+
+
+def read_all(folder):
+    store = read_features(folder)
+    store.logits(range(7))
+    assert store.rejected == {"a" * 64: "truncated"}
+    return store.read(range(7))
+
+
+@pytest.mark.parametrize("at", [3, 64, 70])
+def test_checksums_that_are_damaged_themselves_are_an_error(tmp_path, backbone, rows, at):
+    write(tmp_path / "f", backbone, rows)
+    path = tmp_path / "f" / CHECKSUMS
+    content = bytearray(path.read_bytes())  # its first line is that of the first rows
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be read \(.+\): run `dvc repro"):
+        read_features(tmp_path / "f").read([0])
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{CHECKSUMS} is not there: run `dvc repro`"):
+        read_features(tmp_path / "f")
+
+
+def test_the_checksums_are_those_that_sha256sum_reads(tmp_path, backbone, rows):
+    write(tmp_path / "f", backbone, rows, logits=5)
+    names = {path.name for path in (tmp_path / "f").iterdir()} - {CHECKSUMS}
+    ended = subprocess.run(
+        ["sha256sum", "--check", "--strict", CHECKSUMS], cwd=tmp_path / "f", capture_output=True, text=True, check=True
+    )
+    assert sorted(ended.stdout.splitlines()) == sorted(f"{name}: OK" for name in names)
 
 
 def test_a_name_stands_for_its_folder_in_data_features(tmp_path, backbone, rows, monkeypatch):
