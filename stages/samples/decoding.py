@@ -11,7 +11,7 @@ import contextlib
 import functools
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,10 @@ SMALL = 320
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """What is decoded, by Pillow's names. Others are refused: Pillow would start Ghostscript for EPS, for one."""
 
+_COLOURS_OF = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+"""What a colour profile says it is for, by Pillow's modes."""
+_UNSEEN = 2
+"""A profile that moves no colour by more steps of 255 is taken for sRGB, of which there are many versions."""
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # of a TIFF file
 _ORIENTATION = 0x0112  # the EXIF tag
 _JPEG = b"\xff\xd8"  # what such a file begins with
@@ -61,7 +65,7 @@ def decode(content: bytes, at_least: int = 0) -> Image.Image:
     """Decode an image file, as a person sees it.
 
     Turned upright by its EXIF tag; the first frame of several; transparency laid on white; 16 bits of grey brought to
-    8; the result has mode "L" (grey) or "RGB". Colour profiles are not applied.
+    8; colours of another colour profile (ICC.1) brought to sRGB; the result has mode "L" (grey) or "RGB".
 
     at_least : allows a JPEG to be decoded at a half, a quarter or an eighth of its size, which is several times as
         fast, as long as its shorter side keeps at least so many pixels; 0 decodes all of them.
@@ -112,20 +116,62 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image, full_range: bool) -> Image.Image:
+    profile = image.info.get("icc_profile")
     if image.mode.startswith("I;16") or (image.mode == "I" and full_range):
         pixels = np.asarray(image)
         if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
             pixels = 65535 - pixels  # Pillow does so of 8 bits alone
         clear = image.info.get("transparency")
-        return _from_sixteen_bits(pixels if clear is None else np.where(pixels == clear, 65535, pixels))
+        grey = _from_sixteen_bits(pixels if clear is None else np.where(pixels == clear, 65535, pixels))
+        return _to_srgb(grey, profile)
     if image.mode in ("I", "F"):
         raise BadImage(f"pixels are 32-bit numbers (mode {image.mode}) of unknown range: save it with 8 or 16 bits")
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     if image.has_transparency_data:
         coloured = image.convert("RGBA")
+        if profile:
+            opaque = _to_srgb(coloured.convert("RGB").convert(mode), profile).convert("RGB")
+            opaque.putalpha(coloured.getchannel("A"))
+            coloured = opaque
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, coloured).convert(mode)
-    return image if image.mode == mode else image.convert(mode)
+    if image.mode == "CMYK":
+        return _to_srgb(image, profile).convert(mode)
+    return _to_srgb(image if image.mode == mode else image.convert(mode), profile)
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Return an image as a screen shows it that takes numbers for sRGB, as networks do; grey stays grey."""
+    change = _change_to_srgb(profile, image.mode) if profile else None
+    return image if change is None else change(image)
+
+
+@functools.lru_cache(maxsize=16)
+def _change_to_srgb(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
+    """Return what brings a profile's colours to sRGB.
+
+    None where that changes nothing, and, as viewers do, where it is broken or meant for other colours than these.
+    """
+    from PIL import ImageCms
+
+    # Of grey, Little CMS joins few points by lines unless told not to: up to ten steps of 255 away.
+    flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
+    try:
+        own = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if own.profile.xcolor_space.strip() != _COLOURS_OF[mode]:
+            return None
+        transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), mode, "RGB", flags=flags)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    if mode == "CMYK":
+        return transform.apply
+    levels = np.arange(0, 256, 1 if mode == "L" else 15, dtype=np.uint8)
+    before = levels[np.newaxis] if mode == "L" else np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
+    after = transform.apply(Image.fromarray(before))
+    found = np.asarray(after.getchannel("G") if mode == "L" else after)
+    if np.abs(found.astype(np.int16) - before).max() <= _UNSEEN:
+        return None
+    return transform.apply if mode == "RGB" else functools.partial(Image.Image.point, lut=found[0].tolist())
 
 
 def _from_sixteen_bits(pixels: NDArray[Any]) -> Image.Image:
