@@ -75,6 +75,8 @@ def finetune(name: str, run: Run) -> None:
     repeats = run.repeats or samples.repeats
     if repeats > samples.repeats:
         raise UserError(f"params.yaml: runs.{name}.repeats is {repeats}: {run.dataset} has {samples.repeats}")
+    for file in FROZEN_PART:
+        features.whole(file)
     learned = _learned(features)
     if learned:
         _check_unseen(name, run, samples, features, repeats, learned)
@@ -152,8 +154,9 @@ def _write_learned(folder: Path, run: Run, samples: Samples, earlier: set[str]) 
 
 
 def _learned(features: FeatureStore) -> set[str]:
-    file = features.folder / LEARNED
-    return set(read_table(file)["pixel_hash"].to_pylist()) if file.is_file() else set()
+    if LEARNED not in features.checksums:
+        return set()
+    return set(read_table(features.whole(LEARNED))["pixel_hash"].to_pylist())
 
 
 def _check_unseen(

@@ -114,7 +114,7 @@ def test_a_failed_writer_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-def test_files_of_a_folder_are_replaced_together_and_what_else_lies_there_stays(tmp_path: Path) -> None:
+def test_files_of_a_folder_are_replaced_when_all_are_written_and_what_else_lies_there_stays(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
     for name in ("a", "b", "notes"):

@@ -315,10 +315,29 @@ def test_the_fingerprint_is_the_same_however_budgets_are_written() -> None:
     assert found[0] == found[1] != found[2] == found[3]
 
 
+@pytest.mark.parametrize("file", ["learned.parquet", "network.json", "backbone.safetensors", "activations-00000.npy"])
+@pytest.mark.parametrize("how", ["a bit flipped", "gone"])
+def test_a_file_of_features_that_has_changed_since_is_told_and_not_learned_from(file: str, how: str) -> None:
+    path = Path("data/features/lite0") / file
+    write_table(path.with_name("learned.parquet"), pa.table({"pixel_hash": ["x"]}))
+    write_checksums(path.parent)
+    finetune("svm", make_run())
+    before = contents(Path("data/models"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.unlink()
+    if how != "gone":
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path} (cannot be read|is not there).*: run `dvc repro"):
+        finetune("svm", make_run())
+    assert contents(Path("data/models")) == before
+
+
 def test_a_backbone_that_has_learned_from_images_to_be_tested_is_refused() -> None:
     """It has learned from all that are not tested in repeat 0: repeat 1 tests some of them."""
     learned = [HASHES[i][::-1] for i, part in enumerate(parts(0)) if part != "test"]
     write_table(Path("data/features/lite0/learned.parquet"), pa.table({"pixel_hash": learned}))
+    write_checksums(Path("data/features/lite0"))
     with pytest.raises(
         UserError, match="has learned from 20 of the 20 images that cells tests in repeat 1: train it on"
     ):

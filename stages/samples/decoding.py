@@ -77,7 +77,9 @@ def decode(content: bytes, at_least: int = 0) -> Image.Image:
                 image.draft(None, (at_least, at_least))
             image.load()
             full_range = image.format == "PPM"  # Pillow brings 16-bit PPM to the mode I, but keeps it within 16 bits
-            return _to_eight_bits(_upright(image), full_range)
+            found = _to_eight_bits(_upright(image), full_range)
+            found.info.pop("icc_profile", None)  # what is saved of it would otherwise be brought to sRGB again
+            return found
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
@@ -121,16 +123,16 @@ def _to_eight_bits(image: Image.Image, full_range: bool) -> Image.Image:
         pixels = np.asarray(image)
         if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
             pixels = 65535 - pixels  # Pillow does so of 8 bits alone
+        grey = _from_sixteen_bits(pixels, profile)
         clear = image.info.get("transparency")
-        grey = _from_sixteen_bits(pixels if clear is None else np.where(pixels == clear, 65535, pixels))
-        return _to_srgb(grey, profile)
+        return Image.fromarray(grey if clear is None else np.where(pixels == clear, np.uint8(255), grey))
     if image.mode in ("I", "F"):
         raise BadImage(f"pixels are 32-bit numbers (mode {image.mode}) of unknown range: save it with 8 or 16 bits")
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     if image.has_transparency_data:
         coloured = image.convert("RGBA")
-        if profile:
-            opaque = _to_srgb(coloured.convert("RGB").convert(mode), profile).convert("RGB")
+        if change := _change_to_srgb(profile, mode):
+            opaque = change(coloured.convert(mode)).convert("RGB")
             opaque.putalpha(coloured.getchannel("A"))
             coloured = opaque
         white = Image.new("RGBA", image.size, "white")
@@ -142,23 +144,25 @@ def _to_eight_bits(image: Image.Image, full_range: bool) -> Image.Image:
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Return an image as a screen shows it that takes numbers for sRGB, as networks do; grey stays grey."""
-    change = _change_to_srgb(profile, image.mode) if profile else None
-    return image if change is None else change(image)
+    change = _change_to_srgb(profile, image.mode)
+    return change(image) if change else image
 
 
 @functools.lru_cache(maxsize=16)
-def _change_to_srgb(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
+def _change_to_srgb(profile: bytes | None, mode: str) -> Callable[[Image.Image], Image.Image] | None:
     """Return what brings a profile's colours to sRGB.
 
     None where that changes nothing, and, as viewers do, where it is broken or meant for other colours than these.
     """
+    if not profile:
+        return None
     from PIL import ImageCms
 
     # Of grey, Little CMS joins few points by lines unless told not to: up to ten steps of 255 away.
     flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
     try:
         own = ImageCms.ImageCmsProfile(BytesIO(profile))
-        if own.profile.xcolor_space.strip() != _COLOURS_OF[mode]:
+        if own.profile.device_class == "link" or own.profile.xcolor_space.strip() != _COLOURS_OF[mode]:
             return None
         transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), mode, "RGB", flags=flags)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
@@ -174,9 +178,16 @@ def _change_to_srgb(profile: bytes, mode: str) -> Callable[[Image.Image], Image.
     return transform.apply if mode == "RGB" else functools.partial(Image.Image.point, lut=found[0].tolist())
 
 
-def _from_sixteen_bits(pixels: NDArray[Any]) -> Image.Image:
-    """Divide by 257, rounding: 65535 becomes 255. Pillow's own conversion would cut everything above 255."""
-    return Image.fromarray(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8))
+def _from_sixteen_bits(pixels: NDArray[Any], profile: bytes | None) -> NDArray[np.uint8]:
+    """Divide by 257, rounding: 65535 becomes 255. Pillow's own conversion would cut everything above 255.
+
+    Where a profile changes grey, it is looked up between the 256 levels: rounded first, the dark would be in bands.
+    """
+    if change := _change_to_srgb(profile, "L"):
+        levels = np.asarray(change(Image.fromarray(np.arange(256, dtype=np.uint8)[np.newaxis])))[0]
+        table = np.rint(np.interp(np.arange(65536) / 257, np.arange(256), levels)).astype(np.uint8)
+        return np.take(table, pixels)
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def pixel_hash(image: Image.Image) -> str:

@@ -16,8 +16,10 @@ the rows that are asked for and nothing else, but for one reading of a whole fil
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -70,6 +72,8 @@ def to_hashes(digests: Digests) -> list[str]:
 class RowWriter:
     """Write rows to <folder>/<stem>-00000.npy and on, as they come; no more than they are is held in memory.
 
+    checksums : of the files that are written, by name
+
     As a context manager it closes its file; whoever reads the files before all rows were appended finds one too short.
     """
 
@@ -79,6 +83,8 @@ class RowWriter:
         self.bytes_per_row = math.prod(self._shape) * self._dtype.itemsize
         self.rows_per_file = max(1, SHARD_BYTES // max(1, self.bytes_per_row))
         self._written = 0
+        self._checksum = hashlib.sha256()
+        self.checksums: dict[str, str] = {}
         self._file: IO[bytes] | None = None
 
     def append(self, rows: Array) -> None:
@@ -89,19 +95,25 @@ class RowWriter:
             if self._file is None:
                 self._file = self._open()
             here = rows[: self.rows_per_file - self._written % self.rows_per_file]
-            self._file.write(np.ascontiguousarray(here, dtype=self._dtype).data)
+            content = np.ascontiguousarray(here, dtype=self._dtype).data
+            self._file.write(content)
+            self._checksum.update(content)
             self._written += len(here)
             rows = rows[len(here) :]
             if self._written % self.rows_per_file == 0 or self._written == self._count:
                 self._file.close()
+                self.checksums[Path(self._file.name).name] = self._checksum.hexdigest()
                 self._file = None
 
     def _open(self) -> IO[bytes]:
         number = self._written // self.rows_per_file
         rows = min(self.rows_per_file, self._count - self._written)
-        file = _shard(self._folder, self._stem, number).open("xb")
         header = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False}
-        np.lib.format.write_array_header_1_0(file, {**header, "shape": (rows, *self._shape)})
+        first = BytesIO()
+        np.lib.format.write_array_header_1_0(first, {**header, "shape": (rows, *self._shape)})
+        file = _shard(self._folder, self._stem, number).open("xb")
+        file.write(first.getvalue())
+        self._checksum = hashlib.sha256(first.getvalue())
         return file
 
     def __enter__(self) -> RowWriter:
@@ -138,12 +150,14 @@ def write_features(
         with RowWriter(new, "activations", count, (len(views), *shape), facts["dtype"]) as writer:
             for piece in activations:
                 writer.append(piece)
+        checksums = writer.checksums
         facts = {**facts, "count": count, "rejected": len(rejected), "rows_per_file": writer.rows_per_file}
         facts["bytes_per_image"] = writer.bytes_per_row
         if facts.get("logits"):
             with RowWriter(new, "logits", count, (facts["logits"],), "float32") as writer:
                 for piece in logits:
                     writer.append(piece)
+            checksums |= writer.checksums
             facts["bytes_per_image"] += writer.bytes_per_row
             facts["logits_per_file"] = writer.rows_per_file
         rows = pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(np.arange(count))])
@@ -156,32 +170,34 @@ def write_features(
         if (backbone / LEARNED).is_file():
             link_or_copy(backbone / LEARNED, new / LEARNED)
         write_json(new / "features.json", facts)
-        write_checksums(new)
+        write_checksums(new, checksums)
 
 
-def write_checksums(folder: Path) -> None:
-    """Write the checksums of a folder's files into SHA256SUMS."""
+def write_checksums(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """Write the checksums of a folder's files into SHA256SUMS; known : those of files that need not be read."""
     files = sorted(path for path in folder.iterdir() if path.name != CHECKSUMS)
-    write_text(folder / CHECKSUMS, "".join(f"{hash_file(path)}  {path.name}\n" for path in files))
+    found = {path.name: (known or {}).get(path.name) or hash_file(path) for path in files}
+    write_text(folder / CHECKSUMS, "".join(f"{checksum}  {name}\n" for name, checksum in found.items()))
 
 
 class FeatureStore:
     """A folder of features, opened for reading; safe to use from several threads.
 
-    Raises UserError for a file that is not there, or whose checksum is another: when its first row is read.
+    Raises UserError for rows whose file is not there or has another checksum, when the first of them is read.
 
-    facts : what features.json says; views : names of the views, identity first; shape : of one view of one image;
-    image_hashes : of the rows, sorted; rejected : the reason for each image that has no row.
+    facts : what features.json says; checksums : of the files, by name; views : names of the views, identity first;
+    shape : of one view of one image; image_hashes : of the rows, sorted; rejected : the reason for each image that has
+    no row.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.facts: dict[str, Any] = read_json(folder / "features.json")
-        self._checksums = _read_checksums(folder / CHECKSUMS)
-        self._whole("features.json")
+        self.checksums = _read_checksums(folder / CHECKSUMS)
+        self.whole("features.json")
         self.views: list[str] = self.facts["views"]
         self.shape: tuple[int, ...] = tuple(self.facts["shape"])
-        self._digests = to_digests(read_table(self._whole("index.parquet"), ["image_hash"])["image_hash"].to_pylist())
+        self._digests = to_digests(read_table(self.whole("index.parquet"), ["image_hash"])["image_hash"].to_pylist())
         self._files: dict[str, Array] = {}
 
     @property
@@ -192,7 +208,7 @@ class FeatureStore:
     @property
     def rejected(self) -> dict[str, str]:
         """The reason for each image that cannot be decoded, by its hash."""
-        table = read_table(self._whole("rejected.parquet"))
+        table = read_table(self.whole("rejected.parquet"))
         return dict(zip(table["image_hash"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
     def __len__(self) -> int:
@@ -203,6 +219,19 @@ class FeatureStore:
         wanted = to_digests(image_hashes)
         found = np.minimum(np.searchsorted(self._digests, wanted), len(self) - 1)
         return np.where(self._digests[found] == wanted, found, -1)
+
+    def whole(self, name: str) -> Path:
+        """Return the path of one of the folder's files, having read it; raises UserError where it has changed."""
+        path = self.folder / name
+        try:
+            if hash_file(path) == self.checksums.get(name):
+                return path
+        except FileNotFoundError:
+            raise missing(path) from None
+        except OSError as error:
+            raise damaged(path, error) from None
+        doubt_copy(self.folder / CHECKSUMS)  # which of the two it is cannot be told
+        raise damaged(path, ValueError(f"its bytes are not those of {CHECKSUMS}"))
 
     def read(self, rows: npt.ArrayLike, views: Sequence[str] | None = None) -> npt.NDArray[np.float32]:
         """Return activations (n, views, *shape) of n rows, of all views or of those named, in the order asked for.
@@ -267,25 +296,12 @@ class FeatureStore:
     def _open(self, stem: str, number: int) -> Array:
         name = _shard(self.folder, stem, number).name
         if name not in self._files:
-            path = self._whole(name)
+            path = self.whole(name)
             try:
                 self._files[name] = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
                 raise damaged(path, error) from None
         return self._files[name]
-
-    def _whole(self, name: str) -> Path:
-        """Return the path of a file that holds what was written; raises UserError."""
-        path = self.folder / name
-        try:
-            if hash_file(path) == self._checksums.get(name):
-                return path
-        except FileNotFoundError:
-            raise missing(path) from None
-        except OSError as error:
-            raise damaged(path, error) from None
-        doubt_copy(self.folder / CHECKSUMS)  # which of the two it is cannot be told
-        raise damaged(path, ValueError(f"its bytes are not those of {CHECKSUMS}"))
 
 
 class StoredRows:
@@ -358,7 +374,7 @@ def _text(values: Sequence[str]) -> Any:
 def _read_checksums(path: Path) -> dict[str, str]:
     """Return the checksum of each file."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         return {name: checksum for checksum, name in (line.split("  ", 1) for line in lines)}
     except FileNotFoundError:
         raise missing(path) from None

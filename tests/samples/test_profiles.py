@@ -125,6 +125,28 @@ def test_grey_of_another_gamma_stays_grey(mode: str) -> None:
     assert np.abs(expected - steps).max() > 50
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_of_grey_keep_what_is_dark(kind: str) -> None:
+    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    found = np.asarray(decode(saved(Image.fromarray(ramp), kind, icc_profile=grey(1.0))), np.float64)
+    expected = shown((ramp / 65535)[..., np.newaxis] * np.array(D50))[..., 1]
+    assert np.abs(found - expected).max() < 2.5  # levels are joined by lines
+    assert len(np.unique(found)) == 256
+
+
+def test_what_is_clear_is_white_whatever_the_profile_makes_of_it() -> None:
+    dark = profile(
+        "mntr", "GRAY", "XYZ ", {"wtpt": xyz(*D50), "kTRC": b"curv\0\0\0\0" + struct.pack(">I2H", 2, 65535, 0)}
+    )
+    for image in (
+        Image.fromarray(np.full((4, 4), 257 * 10, np.uint16)),
+        Image.fromarray(np.full((4, 4), 10, np.uint8)),
+    ):
+        clear = 257 * 10 if image.mode == "I;16" else 10
+        assert np.asarray(decode(saved(image, icc_profile=dark))).max() > 240  # it is an inverting one
+        assert np.asarray(decode(saved(image, icc_profile=dark, transparency=clear))).tolist() == [[255] * 4] * 4
+
+
 @pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
 def test_inks_come_out_as_their_profile_says(kind: str) -> None:
     labs = np.zeros((2, 2, 2, 2, 3))
@@ -154,6 +176,21 @@ def test_a_profile_for_other_colours_or_a_broken_one_is_passed_over() -> None:
     for wrong in (grey(1.0), b"no profile", ADOBE_RGB[:200], bytes(300)):
         assert decode(saved(image, icc_profile=wrong)).tobytes() == image.tobytes()
     assert decode(saved(noise(8, 8), icc_profile=ADOBE_RGB)).tobytes() == noise(8, 8).tobytes()
+
+
+def test_a_profile_that_joins_two_devices_is_passed_over() -> None:
+    link = ADOBE_RGB[:12] + b"link" + ADOBE_RGB[16:]
+    assert decode(saved(noise(8, 8, 3), icc_profile=link)).tobytes() == noise(8, 8, 3).tobytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "CMYK"])
+def test_what_is_saved_of_a_decoded_image_is_not_brought_to_srgb_again(mode: str) -> None:
+    image = noise(8, 8, 3).convert(mode)
+    own = {"L": grey(1.0), "LA": grey(1.0), "CMYK": printer(np.full((2, 2, 2, 2, 3), 30.0))}
+    once = decode(saved(image, "TIFF" if mode == "CMYK" else "PNG", icc_profile=own.get(mode, ADOBE_RGB)))
+    assert once.tobytes() != decode(saved(image, "TIFF" if mode == "CMYK" else "PNG")).tobytes()
+    assert "icc_profile" not in once.info
+    assert decode(saved(once)).tobytes() == once.tobytes()
 
 
 def test_a_profile_with_any_byte_wrong_never_costs_the_image() -> None:

@@ -7,10 +7,12 @@ import subprocess
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from stages.cli import UserError
+from stages.files import LEARNED
 from stages.store import activations
 from stages.store.activations import CHECKSUMS, read_features, write_features
 
@@ -143,10 +145,10 @@ def test_a_file_that_was_cut_off_is_named_with_what_to_do(tmp_path, backbone, ro
 
 @pytest.mark.usefixtures("file_size")
 def test_a_bit_that_flipped_in_any_file_is_an_error_that_names_it(tmp_path, backbone, rows):
+    pq.write_table(pa.table({"pixel_hash": ["a", "b"]}), backbone / LEARNED)
     write(tmp_path / "f", backbone, rows, logits=5, rejected={"a" * 64: "truncated"})
-    files = sorted(path for path in (tmp_path / "f").iterdir() if path.suffix in (".npy", ".json", ".parquet"))
-    files.remove(tmp_path / "f" / "network.json")
-    assert len(files) >= 5
+    files = sorted(path for path in (tmp_path / "f").iterdir() if path.name != CHECKSUMS)
+    assert len(files) >= 8
     lot = random.Random(0)
     for path in files:
         whole = path.read_bytes()
@@ -164,6 +166,8 @@ def read_all(folder):
     store = read_features(folder)
     store.logits(range(7))
     assert store.rejected == {"a" * 64: "truncated"}
+    for name in ("backbone.safetensors", "network.json", LEARNED):
+        assert store.whole(name) == folder / name
     return store.read(range(7))
 
 
