@@ -678,12 +678,12 @@ def test_pixels_are_kept_for_others_alone_of_large_files_alone_and_where_there_i
     (work / "params.yaml").write_text(TWO.replace("  two:", "  # two:"))
     extract("one", entry(images="large"))
     assert pixels() == 0
-    (work / "params.yaml").write_text(TWO.replace("image_size: 48", "image_size: 480"))
+    (work / "params.yaml").write_text(TWO.replace("image_size: 48", "image_size: 800"))
     shutil.rmtree("cache")
     extract("one", entry(images="large"))
-    assert pixels() == 0  # at 480 x 480 they would take several times the room of the files
+    assert pixels() == 0  # at 800 x 800 they would take several times the room of the files
     largest = max(path.stat().st_size for path in (work / "large").iterdir())
-    for share, kept in ((2.2, 0), (1.2, 1)):
+    for share, kept in ((4.2, 0), (3.8, 1)):
         size = int((share * largest / 3 - 32 * 32) ** 0.5)
         (work / "params.yaml").write_text(TWO.replace("image_size: 48", f"image_size: {size}"))
         shutil.rmtree("cache")

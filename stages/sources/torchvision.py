@@ -6,6 +6,8 @@ each person. Images that lie in files of their own are taken as they are, under 
 keeps each pixel. What is not in the folder is downloaded by torchvision, where a network is.
 
 Omniglot's background set (`split` train) and its evaluation set (test) have no character in common: split them anew.
+LFWPeople is left out, as torchvision downloads it no more (its folder of persons is one for `source: folder`), and so
+is LSUN, whose images lie in LMDB.
 
     downloads: {land: {source: torchvision, path: requirements.lock, name: EuroSAT}}
 """

@@ -28,7 +28,7 @@ from stages.threads import thread_count
 Pixels = dict[int, npt.NDArray[np.uint8]]
 """Of an image, for each size (C, S, S)."""
 
-LARGEST_SHARE = 2.0
+LARGEST_SHARE = 4.0
 """Pixels are kept where they take at most so much of the room that their file takes."""
 SHARE_OF_FREE = 0.5
 COLOURS = 3

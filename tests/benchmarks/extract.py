@@ -14,8 +14,8 @@ incremental
          The stage at 50,000 images, and again with nothing new, 1 % of them changed, one image removed; less what a
          start takes.
 photographs
-         Three features of 300 photographs of 12 megapixels, and of 2,000 of 1024 x 768 pixels: each alone, and two in
-         one params.yaml, where the second finds the pixels that the first has decoded.
+         Three features of 300 photographs of 12 megapixels, and of 2,000 of 1024 x 768 pixels in files of two sizes:
+         each alone, and two in one params.yaml, where the second finds the pixels that the first has decoded.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ from tests.conftest import ROOT, cell_files
 PAIRS = 3
 COUNTS = (2_000, 20_000, 100_000)
 MANY = 50_000
-PHOTOGRAPHS = ((300, 4000, 3000), (2_000, 1024, 768))
+PHOTOGRAPHS = ((300, 4000, 3000, 90), (2_000, 1024, 768, 90), (2_000, 1024, 768, 60))
+"""How many, their width and height, and the quality that they are saved with."""
 PARAMS = """\
 downloads:
   cells: {source: elpv, path: .}
@@ -257,13 +258,13 @@ def incremental() -> None:
 
 def photographs() -> None:
     """Print what features of photographs take, alone and with the pixels that others have decoded."""
-    for count, width, height in PHOTOGRAPHS:
-        size = take(count, width, height)
+    for count, width, height, quality in PHOTOGRAPHS:
+        size = take(count, width, height, quality)
         print(f"{count:,} photographs of {width} x {height} pixels, {size / 1e3:,.0f} kB each\n")
         several()
 
 
-def take(count: int, width: int, height: int) -> float:
+def take(count: int, width: int, height: int, quality: int) -> float:
     """Make a download of so many photographs; returns the mean size of a file in bytes."""
     random, folder = np.random.default_rng(0), Path("photographs")
     shutil.rmtree(folder, ignore_errors=True)
@@ -274,7 +275,7 @@ def take(count: int, width: int, height: int) -> float:
         pixels = np.asarray(Image.open(path).convert("RGB").resize((width, height))) // 2 + np.roll(
             noise, 7 * number, 0
         )
-        Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=90)
+        Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=quality)
         found.append(Found(f"{number}.jpg", folder / f"{number}.jpg", {}))
     raw = Path("data/raw/photographs")
     shutil.rmtree(raw, ignore_errors=True)
