@@ -18,7 +18,7 @@ import pytest
 from stages.files import hash_file
 from tests.conftest import Project, cell_files
 from tests.pipeline.test_experiments import parents
-from tests.pipeline.test_repro import KILLS, bytes_written, ended_within, stages_run, within
+from tests.pipeline.test_repro import KILLS, bytes_written, ended_within, stages_run, with_network, within
 
 pytestmark = pytest.mark.pipeline
 
@@ -96,6 +96,20 @@ def test_a_full_cache_ends_extract_in_one_line_and_it_goes_on_from_there(folder:
     assert_told(ended, "No space left on device")
     finished.run("python -m stages.extract layers", check=True)
     assert bytes_written(finished) == whole
+
+
+@pytest.mark.usefixtures("may_mount")
+def test_a_full_disk_under_checkpoints_ends_a_training_in_one_line_and_nothing_is_lost(finished: Project) -> None:
+    finished.edit_params(with_network)
+    finished.repro("finetune@tuned")
+    models = finished.path("data/models")
+    whole = contents(models)
+    ended = mounted(finished, full(2048), ".transfer/cache/trainings", "python -m stages.finetune tuned")
+    assert_told(ended, "No space left on device")
+    assert contents(models) == whole
+    assert sorted(path.name for path in models.glob(".*")) == []
+    finished.run("python -m stages.finetune tuned", check=True)
+    assert contents(models) == whole
 
 
 @pytest.mark.usefixtures("may_mount")
