@@ -418,25 +418,24 @@ def test_names_of_files_and_classes_are_only_names(project: Project) -> None:
 def test_an_output_that_is_cut_off_is_made_again_by_the_command_that_its_line_names(project: Project) -> None:
     project.repro("finetune@svm")
     whole = bytes_written(project)
-    cut_off = ("features/layers/activations-*.npy", "raw/photos/*.tar", "prepared/cells/samples.parquet")
-    flipped = ("raw/photos/*.tar", "features/layers/activations-*.npy", "features/layers/SHA256SUMS")
-    for pattern, flips in [*((pattern, False) for pattern in cut_off), *((pattern, True) for pattern in flipped)]:
+    shard, images, checksums = "features/layers/activations-*.npy", "raw/photos/*.tar", "features/layers/SHA256SUMS"
+    cut_off = [(pattern, None) for pattern in (shard, images, "prepared/cells/samples.parquet")]
+    for pattern, flipped in [*cut_off, (images, 699), (shard, 5000), (checksums, 9)]:
         [path] = project.path("data").glob(pattern)
         path.chmod(0o644)  # DVC keeps what it has linked from being written to
         with path.open("r+b") as file:  # in place: DVC's own copy is the same file
-            if flips:
-                at = path.stat().st_size * 2 // 3 if path.suffix == ".npy" else 9 if path.name == "SHA256SUMS" else 699
-                file.seek(at)
-                byte = file.read(1)[0]
-                file.seek(at)
-                file.write(bytes([byte ^ 1]))
-            else:
+            if flipped is None:
                 file.truncate(path.stat().st_size // 2)
+            else:
+                file.seek(flipped)
+                byte = file.read(1)[0]
+                file.seek(flipped)
+                file.write(bytes([byte ^ 1]))
         path.chmod(0o444)
         stage = "extract layers" if "raw" in pattern else "finetune svm"
         shutil.rmtree(project.path(".transfer/cache/activations"), ignore_errors=True)
         ended = project.run(f"python -m stages.{stage}")
-        told = next(path.parent.glob("activations-*")) if path.name == "SHA256SUMS" else path
+        told = next(path.parent.glob("activations-*")) if pattern == checksums else path
         assert_told(ended, str(told.relative_to(project.root)))
         [command] = re.findall("`(dvc repro --force .*?)`", ended.stderr)
         project.run(command, check=True)
