@@ -11,9 +11,12 @@ its archives; and a model read from arrays predicts without importing scikit-lea
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from stages.cli import UserError
 from stages.files import damaged, new_file, read_json, write_json
@@ -22,6 +25,12 @@ from stages.params import kind_module, kinds
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from stages.transfers.shared.vectors import StoredVectors
+
+
+LARGE_BYTES = 256 * 2**20
+"""An array that a kind reads by slices is left on disk from this size on."""
 
 
 class Model(Protocol):
@@ -57,32 +66,73 @@ def write_model(folder: Path, model: Model) -> None:
             writer.writerows(model.history)
 
 
-def write_arrays(folder: Path, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write what a model is made of. The facts name its `kind`, by whose file it is read again."""
+def write_arrays(folder: Path, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any] | StoredVectors]) -> None:
+    """Write what a model is made of. The facts name its `kind`, by whose file it is read again.
+
+    What is read like an array is not held in memory as a whole.
+    """
     import numpy as np
     from safetensors.numpy import save_file
 
+    from stages.transfers.shared.vectors import StoredVectors, pieces
+
     write_json(folder / "model.json", facts)
-    with new_file(folder / "model.safetensors") as path:
-        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
+    with ExitStack() as files, new_file(folder / "model.safetensors") as path:
+
+        def at_hand(array: NDArray[Any] | StoredVectors) -> NDArray[Any]:
+            if not isinstance(array, StoredVectors):
+                return np.asarray(array, order="C")
+            file = files.enter_context(TemporaryFile(dir=folder))  # without a name: it goes with the process
+            for _, piece in pieces(array):
+                file.write(piece.data)
+            file.flush()
+            return np.memmap(file, array.dtype, "r", shape=array.shape)
+
+        save_file({name: at_hand(array) for name, array in arrays.items()}, path)
+
+
+class OnDisk:
+    """An array in a file of safetensors, of which slices of rows are read when they are asked for."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+        self.shape: tuple[int, ...] = tuple(rows.get_shape())
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        start, stop, _ = rows.indices(len(self))
+        found: NDArray[Any] = self._rows[start:stop]
+        return found
 
 
 def read_model(folder: Path) -> Model:
     """Read a model; raises UserError when it is not there, is not whole, or is of a kind that is not known here."""
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
 
     facts, path = read_json(folder / "model.json"), folder / "model.safetensors"
     if facts["kind"] not in kinds("transfers"):
         raise UserError(f"{folder / 'model.json'} is of kind {facts['kind']}, which is no file in stages/transfers/")
+    module = kind_module("transfers", facts["kind"])
     try:
-        arrays = load_file(path)
+        arrays = dict(_arrays(path, getattr(module, "LARGE", ())))
     except (OSError, SafetensorError) as error:
         raise damaged(path, error) from None
-    load = kind_module("transfers", facts["kind"]).load
     if "each" in facts:
         from stages.transfers.shared.several import load_each
 
-        return load_each(load, facts, arrays)
-    model: Model = load(facts, arrays)
+        return load_each(module.load, facts, arrays)
+    model: Model = module.load(facts, arrays)
     return model
+
+
+def _arrays(path: Path, large: Collection[str]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the arrays of a file, by name; large : names of those that may stay on disk."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no mapping
+            stored = OnDisk(file.get_slice(name))
+            stays = name.rpartition(".")[2] in large and 4 * math.prod(stored.shape) > LARGE_BYTES
+            yield name, cast("NDArray[Any]", stored) if stays else file.get_tensor(name)

@@ -11,14 +11,15 @@ the k places, which no weight of a vote can imitate.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import numpy as np
 from pydantic import Field
 
 from stages.params import OneOrMany
 from stages.transfers.shared.shallow import Head, ShallowModel, ShallowParams, fit_shallow, unit_length, weights_refused
+from stages.transfers.shared.vectors import StoredVectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
 
 FAMILY = "feature"
 VERSION = 1
-_COSINES_AT_ONCE = 2**24
-"""So many are compared at a time (some 400 MB), to keep memory flat with many stored samples."""
+PIECES = True
+LARGE = ("stored",)
+_COSINES_AT_ONCE, _NUMBERS_AT_ONCE = 2**24, 2**24
+"""So many are compared at a time (some 400 MB), and of what is stored read, to keep memory flat with many samples."""
 
 
 class Params(ShallowParams):
@@ -47,7 +50,8 @@ class Params(ShallowParams):
 class Neighbours(Head):
     """Votes of stored samples.
 
-    stored : (m, D) of length 1; labels : (m,); share : (classes,) in training; k, temperature : (), 0 for null
+    stored : (m, D) of length 1, an array or what is read like one by slices; labels : (m,)
+    share : (classes,) in training; k, temperature : (), 0 for null
     """
 
     stored: Singles
@@ -58,18 +62,29 @@ class Neighbours(Head):
 
     def logits(self, features: Singles) -> Floats:
         """Return the logarithm of each class's votes (n, classes)."""
-        step = max(1, _COSINES_AT_ONCE // len(self.stored))
-        return np.concatenate([self._logits(features[i : i + step]) for i in range(0, max(len(features), 1), step)])
-
-    def _logits(self, features: Singles) -> Floats:
-        cosines = (unit_length(features) @ self.stored.T).astype(np.float64)
-        k = min(int(self.k), len(self.stored))
-        nearest = _nearest(cosines, k)
-        near = np.take_along_axis(cosines, nearest, axis=1)
+        near, nearest = self._neighbours(unit_length(features))
         votes = np.exp((near - near[:, :1]) / self.temperature) if self.temperature > 0 else np.ones_like(near)
         own = self.labels[nearest]
         total = np.stack([(votes * (own == c)).sum(axis=1) for c in range(len(self.share))], axis=1)
         return np.log(total + self.share)
+
+    def _neighbours(self, features: Singles) -> tuple[Floats, Indices]:
+        """Return the cosines of the k nearest of each of n vectors of length 1, the largest first, and whose they are.
+
+        What is stored is read piece by piece: it may lie on disk.
+        """
+        count, width = self.stored.shape
+        k = min(int(self.k), count)
+        step = max(1, min(_COSINES_AT_ONCE // max(len(features), 1), _NUMBERS_AT_ONCE // width))
+        near, nearest = np.empty((len(features), 0)), np.empty((len(features), 0), np.int64)
+        for first in range(0, count, step):
+            cosines = (features @ self.stored[first : first + step].T).astype(np.float64)
+            found = _nearest(cosines, min(k, cosines.shape[1]))
+            near = np.concatenate([near, np.take_along_axis(cosines, found, axis=1)], axis=1)
+            nearest = np.concatenate([nearest, first + found], axis=1)
+            best = np.argsort(-near, axis=1, kind="stable")[:, :k]  # of equal ones the first
+            near, nearest = np.take_along_axis(near, best, axis=1), np.take_along_axis(nearest, best, axis=1)
+        return near, nearest
 
     @property
     def trained_parameters(self) -> int:
@@ -101,9 +116,22 @@ def fit(params: Params, data: TrainingData, seed: int) -> ShallowModel:
 
 
 def _heads(rows: Rows, settings: Sequence[Setting], seed: int) -> list[Neighbours]:  # noqa: ARG001 - nothing random
-    stored = unit_length(rows.features)
+    stored = _of_unit_length(rows.features)
     share = np.bincount(rows.labels, rows.weights, len(rows.classes)) / rows.weights.sum()
     return [
         Neighbours(stored, rows.labels, share, np.array(setting["k"]), np.array(setting["temperature"] or 0.0))
         for setting in settings
     ]
+
+
+def _of_unit_length(features: Singles | StoredVectors) -> Singles:
+    if not isinstance(features, StoredVectors):
+        return unit_length(features)
+    normalize = features.normalize
+
+    def both(rows: Singles) -> None:
+        if normalize is not None:
+            normalize(rows)
+        rows[:] = unit_length(rows)
+
+    return cast("Singles", replace(features, normalize=both))

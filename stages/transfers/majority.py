@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FAMILY = "none"
 VERSION = 1
+PIECES = True  # none of which it reads
 
 
 class Params(Transfer):

@@ -101,7 +101,31 @@ def test_svms_of_three_classes_have_the_margins_of_one_against_the_rest(three_cl
         assert_same_up_to_slope_and_shift(differences[:, i], expected[:, i], tolerance=2e-2)
 
 
-def test_a_linear_svm_of_many_rows_is_that_of_few(overlapping: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("which", "at_once"), [("two_classes", 10**6), ("three_classes", 10**6), ("three_classes", 1)])
+def test_a_linear_svm_of_many_rows_is_that_of_few(
+    which: str, at_once: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Which libsvm solves exactly; also where samples and classes weigh differently, and classes come one by one."""
+    data, test = request.getfixturevalue(which)
+    random = np.random.default_rng(0)
+    training, validation = (
+        replace(part, weights=random.uniform(0.1, 3, len(part.labels))) for part in (data.training, data.validation)
+    )
+    data = replace(data, training=training, validation=validation)
+    keys: dict[str, Any] = {"C": [0.01, 0.001], "class_weight": {data.classes[0]: 2.0}}
+    expected = fit("linear_svm", data, **keys)
+    monkeypatch.setattr(linear_svm, "MOST_ROWS", 10)
+    monkeypatch.setattr(linear_svm, "MOST_SEARCHED", at_once)
+    monkeypatch.setattr(linear_svm, "ROUNDED", (*linear_svm.ROUNDED, 0.003))
+    found = fit("linear_svm", data, **keys)
+    for one, other in zip(found.facts["choices"], expected.facts["choices"], strict=True):
+        assert one == pytest.approx(other, rel=0.002, abs=2e-4)
+    probabilities = expected.predict_proba(test.activations)
+    np.testing.assert_allclose(found.predict_proba(test.activations), probabilities, atol=0.005)
+    assert np.ptp(probabilities) > 0.5
+
+
+def test_a_linear_svm_of_many_rows_comes_near_enough(overlapping: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     data, test = overlapping
     expected = logit(fitted("linear_svm", data, C=0.01).predict_proba(test.activations))
     monkeypatch.setattr(linear_svm, "MOST_ROWS", 10)

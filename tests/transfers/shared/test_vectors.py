@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from stages.params import kind_module, kinds
+from stages.store import models
 from stages.store.activations import read_features, write_features
-from stages.transfers import Part, TrainingData
-from stages.transfers.shared import logistic, shallow, vectors
+from stages.store.models import OnDisk, read_model, write_model
+from stages.transfers import Part, TrainingData, knn
+from stages.transfers.shared import search, shallow, vectors
 from stages.transfers.shared.vectors import StoredVectors, pieces
 from tests.transfers.made_up import fit, make_data
 
@@ -25,8 +27,12 @@ KEYS: dict[str, dict[str, Any]] = {
     "lda_probe": {"shrinkage": ["auto"], "C": [0.1, 1.0]},
     "ridge": {"alpha": [1.0, 100.0]},
     "nearest_mean": {},
+    "linear_svm": {"C": [0.001, 0.1]},
+    "knn": {"k": [5, 20]},
+    "majority": {},
     "mlp": {"hidden": [8], "epochs": 5, "learning_rate": 0.03, "batch_size": 8},
 }
+READING = [kind for kind in IN_PIECES if kind != "majority"]
 NEAR = {"logistic": 1e-4, "lda_probe": 1e-5}
 """How far probabilities may lie apart: what an optimum is searched for is found to within some digits."""
 Data = tuple[TrainingData, Part]
@@ -68,7 +74,7 @@ def test_every_kind_that_reads_in_pieces_is_tried() -> None:
 
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("views", ["mean", "identity", "all"])
-@pytest.mark.parametrize("kind", IN_PIECES)
+@pytest.mark.parametrize("kind", READING)
 def test_stored_vectors_give_the_head_that_an_array_gives(
     kind: str, views: str, three_classes: Data, tmp_path: Path
 ) -> None:
@@ -106,7 +112,7 @@ def test_of_many_columns_the_search_has_the_diagonal_alone_and_comes_to_the_same
 ) -> None:
     data, test = three_classes
     expected = fit("logistic", data, **KEYS["logistic"])
-    monkeypatch.setattr(logistic, "MOST_COLUMNS", 10)
+    monkeypatch.setattr(search, "MOST_COLUMNS", 10)
     found = fit("logistic", stored(data, tmp_path), **KEYS["logistic"])
     np.testing.assert_allclose(
         found.predict_proba(test.activations), expected.predict_proba(test.activations), atol=NEAR["logistic"]
@@ -193,3 +199,59 @@ def test_pieces_are_all_rows_once_and_of_an_array_there_is_one(three_classes: Da
     assert replace(read, views="mean").at_once == 3  # of two views
     ((rows, piece),) = pieces(read[:])
     assert (rows, piece.shape) == (slice(None), (120, 64))
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_neighbours_that_stay_on_disk_are_those_of_an_array(
+    three_classes: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, test = three_classes
+    written = [tmp_path / "array", tmp_path / "stored"]
+    for folder, own in zip(written, (data, stored(data, tmp_path)), strict=True):
+        write_model(folder, fit("knn", own, k=[7]))
+    one, other = ((folder / "model.safetensors").read_bytes() for folder in written)
+    assert one == other
+    assert {path.name for path in written[1].iterdir()} == {"model.json", "model.safetensors"}
+    expected = read_model(written[0]).predict_proba(test.activations)
+    monkeypatch.setattr(models, "LARGE_BYTES", 0)
+    monkeypatch.setattr(knn, "_NUMBERS_AT_ONCE", 11 * 64)  # eleven rows
+    found: Any = read_model(written[1])
+    assert isinstance(found.head.stored, OnDisk)
+    np.testing.assert_allclose(found.predict_proba(test.activations), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_of_equally_near_neighbours_the_first_vote_however_they_are_read(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows are one vector: only the first five vote, though pieces hold three."""
+    labels = np.arange(40) % classes
+    part = Part(np.ones((40, 1, 4), np.float32), labels, None, None)
+    names = [str(number) for number in range(classes)]
+    monkeypatch.setattr(knn, "_NUMBERS_AT_ONCE", 3 * 4)
+    model = fit("knn", TrainingData(names, part, part), k=5, normalize="none", temperature=None, refit=False)
+    votes = np.bincount(labels[:5], minlength=classes) + np.bincount(labels) / 40
+    np.testing.assert_allclose(model.predict_proba(part.activations)[0], votes / votes.sum(), rtol=1e-6)
+
+
+def test_neighbours_are_written_and_read_without_all_of_them_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random, count, width = np.random.default_rng(0), 20_000, 128
+    activations = random.standard_normal((count, 1, width), np.float32)
+    whole = Part(activations, np.arange(count) % 2, None, None)
+    few = Part(activations[:50], whole.labels[:50], None, None)
+    data = stored(TrainingData(["a", "b"], whole, few), tmp_path)
+    model = fit("knn", data, k=5, refit=False)
+    monkeypatch.setattr(vectors, "PIECE_BYTES", 100 * width * 8)
+    monkeypatch.setattr(models, "LARGE_BYTES", 2**20)
+    monkeypatch.setattr(knn, "_NUMBERS_AT_ONCE", 100 * width)
+    tracemalloc.start()
+    try:
+        write_model(tmp_path / "model", model)
+        probabilities = read_model(tmp_path / "model").predict_proba(few.activations)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < activations.nbytes / 4
+    assert (probabilities.argmax(axis=1) == few.labels).mean() > 0.8
