@@ -280,20 +280,34 @@ def write_in_pieces(path: Path, rows: int, width: int, piece: Callable[[int, int
                 writer.write_table(piece(start, min(rows, start + step)), step)
 
 
-def read_table(path: Path, columns: list[str] | None = None, without: Collection[str] = ()) -> pa.Table:
+def read_table(
+    path: Path, columns: list[str] | None = None, without: Collection[str] = (), on_disk: Path | None = None
+) -> pa.Table:
     """Read a Parquet file that a stage has written; raises UserError when it is not there or not whole.
 
     columns, without : the columns to read, and those of them, or of all, not to read
+    on_disk : a folder in whose file system the table lies, where it is large for memory
     """
+    import pyarrow as pa
+
+    from stages.on_disk import table_of
+
+    groups = _row_groups(path, columns, without)
+    return pa.concat_tables(groups) if on_disk is None else table_of(groups, on_disk)
+
+
+def _row_groups(path: Path, columns: list[str] | None, without: Collection[str]) -> Iterator[pa.Table]:
+    """Yield the groups of rows of a Parquet file, one at least: of lists an array holds 2**31 numbers."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:  # pq.read_table would import pandas: half a second for every stage
             names = [name for name in (file.schema_arrow.names if columns is None else columns) if name not in without]
-            # Group by group: of lists an array holds 2**31 numbers.
-            groups = [file.read_row_group(number, columns=names) for number in range(file.num_row_groups)]
-            return pa.concat_tables(groups) if groups else file.read(columns=names)
+            if not file.num_row_groups:
+                yield file.read(columns=names)
+            for number in range(file.num_row_groups):
+                yield file.read_row_group(number, columns=names)
     except FileNotFoundError:
         raise missing(path) from None
     except (pa.ArrowException, OSError) as error:

@@ -52,7 +52,7 @@ def give_back_large_blocks() -> None:
     """
     mallopt = _of_the_c_library("mallopt")
     if mallopt is not None:
-        mallopt(MMAP_THRESHOLD, 2**22)  # above what the search for splits takes and frees at each of its steps
+        mallopt(MMAP_THRESHOLD, 3 * 2**20)  # above what the search for splits takes and frees at each of its steps
         mallopt(TRIM_THRESHOLD, 2**24)
     give_back_freed_memory()
 

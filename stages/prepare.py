@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.cli import UserError, printable, run_stage, warn
-from stages.files import PREPARED, new_folder, write_table
-from stages.memory import give_back_large_blocks
+from stages.files import DATA, PREPARED, new_folder, write_table
+from stages.memory import give_back_freed_memory, give_back_large_blocks
+from stages.on_disk import rows_of
 from stages.params import Dataset, suggest
 from stages.samples.checking import Checked, check_images
 from stages.samples.decoding import decode
@@ -50,7 +51,7 @@ def prepare(name: str, entry: Dataset) -> None:
 
     pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps of what it frees more than the tables are
     where = f"datasets.{name}"
-    images = read_images(entry.images)
+    images = read_images(entry.images, on_disk=DATA)
     check_columns(images, entry, where)
     labels = make_labels(images.table, entry.label, where)
     weights, no_weight = read_weights(images.table, entry.weight, where) if entry.weight else (None, {})
@@ -62,21 +63,23 @@ def prepare(name: str, entry: Dataset) -> None:
     if brought is None:
         check_classes(labels, group_names(images.samples, entry.group), entry, where)
     with new_folder(PREPARED / name) as folder:
-        checked = check_images(images, folder / "thumbnails.parquet")
+        every = check_images(images, folder / "thumbnails.parquet")
         give_back_large_blocks()
-        unusable |= checked.wrong
+        unusable |= every.wrong
         check_usable(images, unusable, entry.max_unreadable, where)
-        reasons = why_left_out(images, checked, unusable, labels, brought, entry)
+        reasons = why_left_out(images, every, unusable, labels, brought, entry)
         rows = others(reasons, len(images))
         if not len(rows):
             raise UserError(f"data/raw/{entry.images}: no image can be used; the first of {len(images)}: {reasons[0]}")
         rejected = rejected_table(images, reasons)
-        pairs = near_duplicates(checked.appearance[rows] if len(rows) < len(images) else checked.appearance)
-        differing = list(find_contradictions(images, checked, labels, rows, pairs))
-        source = images.samples
+        source, checked = images.samples, every
         if len(rows) < len(images):  # all of a million rows stay where they are
-            source, checked, labels = source.take(rows), checked.take(rows), labels.take(rows)
+            source, checked = rows_of(source, rows, folder), every.take(rows, folder)
+        pairs = near_duplicates(checked.appearance)
+        differing = list(find_contradictions(images, every, labels, rows, pairs))
+        labels = labels.take(rows) if len(rows) < len(images) else labels
         groups = group_names(source, entry.group)
+        give_back_freed_memory()  # of small arrays that came and went
         brought = None if brought is None else brought[rows]
         parts = divide(source, stay_together(groups, checked, pairs, entry), labels, groups, brought, entry, where)
         weights = None if weights is None else weights[rows]
@@ -269,12 +272,13 @@ def write_sheets(folder: Path, images: Images, rows: Ints, labels: Labels) -> di
 
     folder.mkdir()
     files = file_names(labels.classes)
-    hashes = images.table["image_hash"] if len(rows) == len(images) else images.table["image_hash"].take(rows)
-    by_hash = np.asarray(pc.sort_indices(hashes))
+    by_hash = np.asarray(pc.sort_indices(images.table["image_hash"]))
 
     def sheets() -> Iterator[tuple[str, Image.Image]]:
         for index, name in enumerate(labels.classes):
-            drawn = rows[by_hash[labels.having(index)[by_hash]][:ON_A_SHEET]].tolist()
+            mine = np.zeros(len(images), np.bool_)
+            mine[rows[labels.having(index)]] = True
+            drawn = by_hash[mine[by_hash]][:ON_A_SHEET].tolist()
             shown = in_threads(lambda read: fitted(decode(read())), images.readers(drawn))
             yield files[name], contact_sheet(list(shown))
 

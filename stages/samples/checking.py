@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stages.cli import progress
 from stages.memory import give_back_freed_memory
+from stages.on_disk import Rows, taken
 from stages.samples.decoding import MODES, BadImage, decode, pixel_hash
 from stages.samples.duplicates import LOOKS, appearance
 from stages.samples.thumbnails import new_thumbnails, thumbnail
@@ -49,27 +51,35 @@ class Checked:
         """Return the number of images."""
         return len(self.mode)
 
-    def take(self, rows: NDArray[np.int64]) -> Checked:
-        """Return what some images are, which can be decoded."""
-        looks = self.appearance[rows], self.brightness[rows]
-        return Checked(self.size[rows], self.mode[rows], self.pixel_hash[rows], *looks, wrong={})
+    def take(self, rows: NDArray[np.int64], folder: Path) -> Checked:
+        """Return what some images are, which can be decoded; in files of their own in a folder's file system."""
+        columns = {name: taken(getattr(self, name), rows, folder) for name in ROW.fields or ()}
+        return Checked(**columns, wrong={})
 
     @cached_property
     def picture(self) -> NDArray[np.int64]:
         """(images,) a number for each picture: the same where the pixels are; one that cannot be decoded has none."""
-        words = self.pixel_hash.view("S32").reshape(-1)  # as wide as the bytes: those that end in zeros differ, too
-        return np.unique(words, return_inverse=True)[1].reshape(-1).astype(np.int64)
+        words = self.pixel_hash.view(">u8")  # (images, 4)
+        order = np.lexsort(words.T[::-1])
+        new = np.ones(len(order), np.bool_)
+        for start in range(1, len(order), ROWS_BETWEEN):
+            those = words[order[start - 1 : start + ROWS_BETWEEN]]
+            new[start : start + ROWS_BETWEEN] = (those[1:] != those[:-1]).any(axis=1)
+        picture = np.empty(len(order), np.int64)
+        picture[order] = np.cumsum(new) - 1
+        return picture
 
 
-class _Seen(NamedTuple):
-    """A row of `Checked`, and the small picture."""
-
-    size: tuple[int, int]
-    mode: str
-    pixel_hash: bytes
-    appearance: NDArray[np.uint8]
-    brightness: float
-    jpeg: bytes
+ROW = np.dtype(
+    [
+        ("size", np.int32, 2),
+        ("mode", np.uint8),
+        ("pixel_hash", np.uint8, 32),
+        ("appearance", np.uint8, LOOKS),
+        ("brightness", np.float64),
+    ]
+)
+"""The columns of `Checked`."""
 
 
 def brightness(image: Image.Image) -> float:
@@ -79,35 +89,35 @@ def brightness(image: Image.Image) -> float:
 
 
 def check_images(images: Images, thumbnails: Path) -> Checked:
-    """Decode every image, several at a time and none kept, say what each is, and write the small pictures of them."""
+    """Decode every image, several at a time and none kept, say what each is, and write the small pictures of them.
 
-    def check(read: Callable[[], bytes]) -> _Seen | str:
+    What is said of them lies on disk, beside those.
+    """
+
+    def check(read: Callable[[], bytes]) -> tuple[NDArray[np.void], bytes] | str:
         try:
             image = decode(read())
         except BadImage as error:
             return str(error)
-        looks, pixels = appearance(image), bytes.fromhex(pixel_hash(image))
-        return _Seen(image.size, image.mode, pixels, looks, brightness(image), thumbnail(image))
+        pixels = np.frombuffer(bytes.fromhex(pixel_hash(image)), np.uint8)
+        row = (image.size, MODES.index(image.mode), pixels, appearance(image), brightness(image))
+        return np.array(row, ROW), thumbnail(image)
 
     count = len(images)
-    checked = Checked(
-        size=np.zeros((count, 2), np.int32),
-        mode=np.zeros(count, np.uint8),
-        pixel_hash=np.zeros((count, 32), np.uint8),
-        appearance=np.zeros((count, LOOKS), np.uint8),
-        brightness=np.zeros(count),
-        wrong={},
-    )
+    columns = {name: Rows(thumbnails.parent, ROW[name].base, ROW[name].shape) for name in ROW.fields or ()}
+    wrong = {}
     found = progress(in_threads(check, images.readers(range(count))), total=count, unit="image")
+    named = zip(images.table["sample"], found, strict=True)
     with new_thumbnails(thumbnails) as add:
-        for row, (name, seen) in enumerate(zip(images.table["sample"], found, strict=True)):
-            if row % ROWS_BETWEEN == 0:
-                give_back_freed_memory()
-            if isinstance(seen, str):
-                checked.wrong[row] = seen
-                continue
-            checked.size[row], checked.mode[row] = seen.size, MODES.index(seen.mode)
-            checked.pixel_hash[row] = np.frombuffer(seen.pixel_hash, np.uint8)
-            checked.appearance[row], checked.brightness[row] = seen.appearance, seen.brightness
-            add(name.as_py(), seen.jpeg)
-    return checked
+        for first in range(0, count, ROWS_BETWEEN):
+            give_back_freed_memory()
+            some = np.zeros(min(ROWS_BETWEEN, count - first), ROW)
+            for row, (name, seen) in enumerate(islice(named, len(some))):
+                if isinstance(seen, str):
+                    wrong[first + row] = seen
+                else:
+                    some[row], jpeg = seen
+                    add(name.as_py(), jpeg)
+            for name, column in columns.items():
+                column.append(some[name])
+    return Checked(**{name: column.array() for name, column in columns.items()}, wrong=wrong)

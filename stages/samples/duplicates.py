@@ -26,10 +26,10 @@ DISTANCE = 12
 COLOUR = 16
 """How much redder or bluer than green one may be than the other, in the mean, of 255."""
 
-GREY = (128, 128)
-"""Two bytes of colour: neither redder nor bluer than green."""
+GREY = (128, 128, 0, 0, 0, 0, 0, 0)
+"""Two bytes of colour: neither redder nor bluer than green. The others let rows be read as numbers of eight bytes."""
 
-LOOKS = 34
+LOOKS = 40
 """Bytes that say what an image looks like."""
 
 _GROUPS = (range(5), range(5, 10), range(10, 16))
@@ -40,11 +40,10 @@ def appearance(image: Image.Image) -> Looks:
     """Return what a decoded image looks like (LOOKS,): 32 bytes of hash, and two of colour."""
     import imagehash
 
-    bits = np.packbits(imagehash.phash(image, hash_size=16).hash.ravel())
-    if image.mode == "L":
-        return np.append(bits, np.array(GREY, np.uint8))
-    red, green, blue = np.asarray(image.convert("RGB").resize((8, 8)), float).mean((0, 1))
-    colour = np.clip(np.round([128 + (red - green) / 2, 128 + (blue - green) / 2]), 0, 255).astype(np.uint8)
+    bits, colour = np.packbits(imagehash.phash(image, hash_size=16).hash.ravel()), np.array(GREY, np.uint8)
+    if image.mode != "L":
+        red, green, blue = np.asarray(image.convert("RGB").resize((8, 8)), float).mean((0, 1))
+        colour[:2] = np.clip(np.round([128 + (red - green) / 2, 128 + (blue - green) / 2]), 0, 255)
     return np.append(bits, colour)
 
 
@@ -55,8 +54,8 @@ def distances(one: Looks, others: Looks) -> NDArray[np.int64]:
 
 
 def _words(appearances: Looks) -> NDArray[np.uint64]:
-    """Return the hashes as (n, 4) numbers."""
-    return np.ascontiguousarray(appearances[:, :32]).view(np.uint64)
+    """Return the hashes as (n, 4) numbers, which share the memory."""
+    return appearances.view(np.uint64)[:, :4]
 
 
 def near_duplicates(appearances: Looks) -> NDArray[np.int64]:
@@ -67,7 +66,7 @@ def near_duplicates(appearances: Looks) -> NDArray[np.int64]:
     """
     if len(appearances) < 2:
         return np.empty((0, 2), np.int64)
-    words, colours = _words(appearances), appearances[:, 32:].astype(np.int16)
+    words, colours = _words(appearances), appearances[:, 32:34].astype(np.int16)
     bands = words.view(np.uint16)
     found = np.empty((0, 2), np.int64)
     for group in _GROUPS:
@@ -83,7 +82,7 @@ def near_duplicates(appearances: Looks) -> NDArray[np.int64]:
 
 def _candidates(keys: NDArray[np.uint32], words: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], ...]]:
     """Yield pairs of rows with equal keys."""
-    order = np.lexsort((*words.T, keys)).astype(np.int64)
+    order = np.lexsort((*words.T, keys)).astype(np.int64, copy=False)
     ordered = keys[order]
     rows = np.arange(len(keys))
     for step in range(1, _WINDOW):

@@ -43,6 +43,9 @@ PARTS = ("train", "validation", "test")
 _NEIGHBOURS = 512  # units that one step of the search compares, each with each
 _STEPS = 400  # steps of one search at most; with a few dozen groups it ends after some twenty
 _ATTEMPTS = 5  # times that a class which some part lacks is given more weight
+ROWS_AT_ONCE = 2**16
+MOST_SPREAD = 16
+"""How far numbers of rows may lie apart, in rows, to be numbered by a table; others are sorted."""
 _CROSSED = 512  # strata up to which the columns are kept even in combination; above, each column by itself
 
 
@@ -67,17 +70,31 @@ def join(*keys: Ints) -> Ints:
     from scipy.sparse import csgraph  # others read this module who do not join
 
     samples = np.arange(len(keys[0]))
-    firsts = [np.where(key < 0, samples, first_alike(key)) for key in keys]
-    edges = np.concatenate([np.column_stack([samples, first])[first != samples] for first in firsts])
-    graph = sparse.coo_array((np.ones(len(edges), np.bool_), (edges[:, 0], edges[:, 1])), shape=(len(samples),) * 2)
-    return _numbered(first_alike(csgraph.connected_components(graph, directed=False)[1]))
+    unit, *more = (np.where(key < 0, samples, first_alike(key)) for key in keys)
+    edges = [np.empty((0, 2), np.int64)]
+    for first in more:
+        at = np.flatnonzero(first != samples)
+        edges.append(np.column_stack([unit[at], unit[first[at]]]))
+    ends = np.concatenate(edges)
+    if len(ends):
+        graph = sparse.coo_array((np.ones(len(ends), np.bool_), (ends[:, 0], ends[:, 1])), shape=(len(samples),) * 2)
+        unit = first_alike(csgraph.connected_components(graph, directed=False)[1][unit])
+    return _numbered(unit)
 
 
 def first_alike(numbers: Ints) -> Ints:
     """Return for each row (n,) the first row of the same number."""
-    _, first, places = np.unique(numbers, return_index=True, return_inverse=True)
-    found: Ints = first[places.reshape(-1)].astype(np.int64)
-    return found
+    numbers = _numbered(numbers)
+    return _firsts(numbers)[numbers]
+
+
+def _firsts(numbered: Ints) -> Ints:
+    """Return the first row of each number, of rows (n,) that hold 0, 1, ... each."""
+    firsts = np.empty(int(numbered.max(initial=-1)) + 1, np.int64)
+    for start in reversed(range(0, len(numbered), ROWS_AT_ONCE)):
+        some = numbered[start : start + ROWS_AT_ONCE][::-1]
+        firsts[some] = np.arange(start, start + len(some))[::-1]  # of several the last one stays
+    return firsts
 
 
 def make_strata(columns: Sequence[Ints], labels: Ints) -> Strata:
@@ -86,8 +103,12 @@ def make_strata(columns: Sequence[Ints], labels: Ints) -> Strata:
     columns : each (samples,) of 0, 1, ...; labels : (samples,) the class of each, or (samples, classes), 1
         for what it has
     """
-    cells, cell = np.unique(np.column_stack([labels, *columns]), axis=0, return_inverse=True)
-    cell = cell.reshape(-1).astype(np.int64)
+    keys = [*(labels[:, np.newaxis] if labels.ndim == 1 else labels).T, *columns]
+    cell = np.zeros(len(labels), np.int64)
+    for key in keys:
+        cell = _numbered(cell * (int(key.max(initial=0)) + 1) + key)  # in the order of the first key, then the second
+    firsts = _firsts(cell)
+    cells = np.column_stack([key[firsts] for key in keys])
     kept = [*(_one_hot(_numbered(column)) for column in cells.T), np.ones((len(cells), 1))]
     if len(cells) <= _CROSSED:
         kept.insert(0, sparse.eye_array(len(cells)))
@@ -100,9 +121,42 @@ def make_strata(columns: Sequence[Ints], labels: Ints) -> Strata:
     return Strata(cell, sparse.csr_array(features @ sparse.diags_array(np.sqrt(importance / sizes))))
 
 
-def _having(labels: Ints, classes: int) -> sparse.csr_array:
-    """Return sparse (samples, classes), 1 for the classes that a sample has."""
-    return _one_hot(labels, classes) if labels.ndim == 1 else sparse.csr_array(labels.astype(np.float64))
+@dataclass(frozen=True)
+class _Classes:
+    """The classes that samples have.
+
+    labels : (samples,) the class of each, or (samples, classes), 1 for what it has; count : of the classes
+    """
+
+    labels: Ints
+    count: int
+
+    def take(self, rows: Ints) -> _Classes:
+        """Return those of some samples."""
+        return _Classes(self.labels[rows], self.count)
+
+    def of(self, number: int) -> NDArray[np.bool_]:
+        """Return (samples,) which have a class."""
+        return self.labels == number if self.labels.ndim == 1 else self.labels[:, number] > 0
+
+    def held(self, fold: Ints | Part, windows: Floats) -> Floats:
+        """Return how many samples of each class each window holds: (windows, classes)."""
+        folds = windows.shape[1]
+        table = np.zeros((folds, self.count))
+        for start in range(0, len(fold), ROWS_AT_ONCE):
+            some, labels = (array[start : start + ROWS_AT_ONCE] for array in (fold, self.labels))
+            if labels.ndim == 1:
+                pairs = some.astype(np.int64) * self.count + labels
+                table += np.bincount(pairs, minlength=table.size).reshape(table.shape)
+            else:
+                table += _one_hot(some, folds).T @ labels
+        held: Floats = windows @ table
+        return held
+
+    def of_cells(self, cell: Ints, cells: int) -> sparse.csr_array:
+        """Return how many samples of each cell have each class: sparse (cells, classes)."""
+        having = _one_hot(self.labels, self.count) if self.labels.ndim == 1 else sparse.csr_array(self.labels * 1.0)
+        return sparse.csr_array(_one_hot(cell, cells).T @ having)
 
 
 def _one_hot(numbers: Ints | Part, width: int | None = None) -> sparse.csr_array:
@@ -111,7 +165,18 @@ def _one_hot(numbers: Ints | Part, width: int | None = None) -> sparse.csr_array
 
 
 def _numbered(values: Ints) -> Ints:
-    return np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    """Return 0, 1, ... for integers (n,), the same for the same, in ascending order."""
+    least = int(values.min(initial=0))
+    span = int(values.max(initial=0)) - least + 1
+    if span > MOST_SPREAD * len(values):
+        return np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    values = values - least if least else values
+    present = np.zeros(span, np.bool_)
+    present[values] = True
+    number = np.cumsum(present)
+    number -= 1
+    numbered: Ints = number[values]
+    return numbered
 
 
 def split(units: Ints, strata: Strata, labels: Ints, classes: Sequence[str], params: Split, where: str) -> list[Part]:
@@ -123,7 +188,7 @@ def split(units: Ints, strata: Strata, labels: Ints, classes: Sequence[str], par
     Raises UserError when a class cannot be in every part, naming it and its count.
     """
     check_units(units, labels, classes, params, where)
-    having = _having(labels, len(classes))
+    having = _Classes(labels, len(classes))
     parts: list[Part] = []
     for repeat, tested in enumerate(_test_parts(units, strata, having, params)):
         rng = np.random.default_rng([params.seed, 1, repeat])
@@ -138,7 +203,7 @@ def split_as_brought(
     brought: Ints, units: Ints, strata: Strata, labels: Ints, classes: Sequence[str], params: Split, where: str
 ) -> list[Part]:
     """Return the parts that the source brings; a validation part that it lacks is drawn from its training part."""
-    part, having = brought.astype(np.int8), _having(labels, len(classes))
+    part, having = brought.astype(np.int8), _Classes(labels, len(classes))
     if not (part == VALIDATION).any():
         wanted, available = params.validation * len(labels), int((part == TRAIN).sum())
         if wanted >= available:
@@ -152,7 +217,7 @@ def split_as_brought(
     return [part]
 
 
-def _test_parts(units: Ints, strata: Strata, having: sparse.csr_array, params: Split) -> list[NDArray[np.bool_]]:
+def _test_parts(units: Ints, strata: Strata, having: _Classes, params: Split) -> list[NDArray[np.bool_]]:
     """Return for each repeat which samples it tests."""
     if params.repeats == 1:
         rng = np.random.default_rng([params.seed, 0, 0])
@@ -172,7 +237,7 @@ def _test_parts(units: Ints, strata: Strata, having: sparse.csr_array, params: S
 def _validation(
     units: Ints,
     strata: Strata,
-    having: sparse.csr_array,
+    having: _Classes,
     rest: NDArray[np.bool_],
     wanted: float,
     rng: np.random.Generator,
@@ -181,13 +246,13 @@ def _validation(
     places = np.flatnonzero(rest)
     share = wanted / len(places)
     inner = Strata(strata.cell[places], strata.features)
-    fold = _deal(_numbered(units[places]), inner, having[places], np.array([share, 1 - share]), np.eye(2), rng)
+    fold = _deal(_numbered(units[places]), inner, having.take(places), np.array([share, 1 - share]), np.eye(2), rng)
     chosen: Ints = places[fold == 0]
     return chosen
 
 
 def _deal(
-    units: Ints, strata: Strata, having: sparse.csr_array, shares: Floats, windows: Floats, rng: np.random.Generator
+    units: Ints, strata: Strata, having: _Classes, shares: Floats, windows: Floats, rng: np.random.Generator
 ) -> Ints:
     """Deal units to folds and return each sample's fold.
 
@@ -196,7 +261,7 @@ def _deal(
     """
     sizes = np.bincount(units)
     large, single = np.flatnonzero(sizes > 1), sizes[units] == 1
-    counts = sparse.csr_array(_one_hot(units).T @ _one_hot(strata.cell, strata.features.shape[0]))[large]
+    counts = _counted(units, strata.cell, sizes, strata.features.shape[0])
     fold_of_unit = np.zeros(len(sizes), np.int64)
     rare = sparse.csr_array((strata.features.shape[0], 0))
     for _ in range(_ATTEMPTS):
@@ -208,9 +273,21 @@ def _deal(
         lacking = _lacking(fold, having, windows)
         if not lacking.any():
             break
-        of_class = sparse.csr_array(_one_hot(strata.cell, counts.shape[1]).T @ having)[:, lacking]
+        of_class = having.of_cells(strata.cell, counts.shape[1])[:, lacking]
         rare = sparse.hstack([rare, (of_class > 0) * (10 / np.sqrt(of_class.sum(axis=0)))], format="csr")
     return fold
+
+
+def _counted(units: Ints, cell: Ints, sizes: Ints, cells: int) -> sparse.csr_array:
+    """Return how many samples of each cell each unit of several samples holds: sparse (units of several, cells)."""
+    number = np.cumsum(sizes > 1) - 1
+    at = np.flatnonzero(sizes[units] > 1)
+    pairs = number[units[at]] * cells + cell[at]
+    pairs.sort()
+    begins = np.flatnonzero(np.diff(pairs, prepend=-1))
+    rows, columns = np.divmod(pairs[begins], cells)
+    held = np.diff(begins, append=len(pairs)).astype(np.float64)
+    return sparse.csr_array((held, (rows, columns)), shape=(int((sizes > 1).sum()), cells))
 
 
 def _search(
@@ -309,7 +386,9 @@ def _fill(cell: Ints, dealt: sparse.csr_array, shares: Floats, windows: Floats, 
     if not len(cell):
         return fold
     order = np.lexsort((rng.random(len(cell)), cell))
-    present, begins = np.unique(cell[order], return_index=True)
+    ordered = cell[order]
+    begins = np.flatnonzero(np.diff(ordered, prepend=-1))
+    present = ordered[begins]
     already = dealt[:, present].toarray()
     owed, ties = np.zeros(len(shares)), rng.permutation(len(shares))
     for held, begin, end in zip(already.T, begins, [*begins[1:], len(cell)], strict=True):
@@ -328,39 +407,27 @@ def _fill(cell: Ints, dealt: sparse.csr_array, shares: Floats, windows: Floats, 
     return fold
 
 
-def _repair(fold: Ints, having: sparse.csr_array, single: NDArray[np.bool_], windows: Floats) -> None:
+def _repair(fold: Ints, having: _Classes, single: NDArray[np.bool_], windows: Floats) -> None:
     """Give a window that lacks a class a single sample of it, in place, from the fold that holds most of it."""
-    for window, label in np.argwhere(_held(fold, having, windows) == 0):
-        held = _held(fold, having, np.eye(windows.shape[1]))[:, label]
-        available = np.bincount(fold[single & _of(having, label)], minlength=len(held)) > 0
+    for window, label in np.argwhere(having.held(fold, windows) == 0):
+        held = having.held(fold, np.eye(windows.shape[1]))[:, label]
+        available = np.bincount(fold[single & having.of(label)], minlength=len(held)) > 0
         donors = np.flatnonzero(available & (held > 1) & (windows[window] == 0))
         if len(donors):
             donor = donors[held[donors].argmax()]
-            sample = np.flatnonzero(single & _of(having, label) & (fold == donor))[0]
+            sample = np.flatnonzero(single & having.of(label) & (fold == donor))[0]
             fold[sample] = int(windows[window].argmax())
 
 
-def _lacking(fold: Ints, having: sparse.csr_array, windows: Floats) -> NDArray[np.bool_]:
+def _lacking(fold: Ints, having: _Classes, windows: Floats) -> NDArray[np.bool_]:
     """Return for each class whether a window holds no sample of it."""
-    lacking: NDArray[np.bool_] = (_held(fold, having, windows) == 0).any(axis=0)
+    lacking: NDArray[np.bool_] = (having.held(fold, windows) == 0).any(axis=0)
     return lacking
-
-
-def _held(fold: Ints | Part, having: sparse.csr_array, windows: Floats) -> Floats:
-    """Return how many samples of each class each window holds: (windows, classes)."""
-    held: Floats = windows @ (_one_hot(fold, windows.shape[1]).T @ having).toarray()
-    return held
-
-
-def _of(having: sparse.csr_array, number: int) -> NDArray[np.bool_]:
-    """Return (samples,) which have a class."""
-    mine: NDArray[np.bool_] = having[:, [number]].toarray().reshape(-1) > 0
-    return mine
 
 
 def check_units(units: Ints, labels: Ints, classes: Sequence[str], params: Split, where: str) -> None:
     """Raise UserError for a class that has fewer units than would do for some in every part; see `split`."""
-    having = _having(labels, len(classes))
+    having = _Classes(labels, len(classes))
     share = params.test
     least = (
         3
@@ -368,19 +435,17 @@ def check_units(units: Ints, labels: Ints, classes: Sequence[str], params: Split
         else next(n for n in range(3, 10**6) if n * share >= 1 - 1e-9 and n - math.ceil(n * share - 1e-9) >= 2)
     )
     for index, name in enumerate(classes):
-        if len(np.unique(units[_of(having, index)])) < least:
+        if len(np.unique(units[having.of(index)])) < least:
             raise UserError(
                 f"params.yaml: {where}: the class {name} has {_count(units, having, index)}; to have some in every "
                 f"part it takes {least}: bring more of it, leave it out, or change the split"
             )
 
 
-def _check_parts(
-    parts: Sequence[Part], units: Ints, having: sparse.csr_array, classes: Sequence[str], where: str
-) -> None:
+def _check_parts(parts: Sequence[Part], units: Ints, having: _Classes, classes: Sequence[str], where: str) -> None:
     """Refuse a split in which a part lacks a class: neither trained nor scored would it mean anything."""
     for repeat, part in enumerate(parts):
-        held = _held(part, having, np.eye(len(PARTS)))
+        held = having.held(part, np.eye(len(PARTS)))
         for number, index in np.argwhere(held == 0):
             raise UserError(
                 f"params.yaml: {where}: the {PARTS[number]} part of repeat {repeat} has nothing of the class "
@@ -389,8 +454,8 @@ def _check_parts(
             )
 
 
-def _count(units: Ints, having: sparse.csr_array, index: int) -> str:
-    of_class = _of(having, index)
+def _count(units: Ints, having: _Classes, index: int) -> str:
+    of_class = having.of(index)
     samples, held = int(of_class.sum()), len(np.unique(units[of_class]))
     text = f"{samples} sample{'s' * (samples != 1)}"
     return text if held == samples else f"{text} in {held} group{'s' * (held != 1)}"

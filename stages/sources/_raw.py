@@ -201,11 +201,14 @@ def _content_of(image: Found) -> bytes | NotThereError:
         return (NotThereError if own else UnreadableError)(f"it cannot be read: {error.strerror}")
 
 
-def read_images(name: str) -> Images:
-    """Read what was fetched for one download; raises UserError when that is not there or brought no images."""
+def read_images(name: str, on_disk: Path | None = None) -> Images:
+    """Read what was fetched for one download; raises UserError when that is not there or brought no images.
+
+    on_disk : a folder in whose file system the table lies, where it is large for memory
+    """
     folder = RAW / name
     facts = read_json(folder / "download.json")
-    table = read_table(folder / "images.parquet")
+    table = read_table(folder / "images.parquet", on_disk=on_disk)
     rejected = read_table(folder / REJECTED).to_pylist() if (folder / REJECTED).is_file() else []
     pairs = [(row["sample"], row["reason"]) for row in rejected]
     return Images(name, facts, table, pairs, _Places(name, facts["root"], table))

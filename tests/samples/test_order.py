@@ -24,7 +24,7 @@ def looks(random: np.random.Generator, base: np.ndarray, flips: int) -> np.ndarr
 
 
 def test_distances_count_bits_and_not_colours() -> None:
-    both = np.array([bytearray(LOOKS), bytearray([0b101, *[0] * 30, 0b1, 7, 9])], np.uint8)
+    both = np.array([bytearray(LOOKS), bytearray([0b101, *[0] * 30, 0b1, 7, 9, *[0] * 6])], np.uint8)
     assert distances(both[0], both).tolist() == [0, 3]
 
 
