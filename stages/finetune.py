@@ -131,7 +131,8 @@ def _tell_memory(name: str, run: Run, samples: Samples, features: FeatureStore) 
     used = views if getattr(run.transfer, "views", None) == "all" else 1
     held = rows * 4 * numbers * (views + COPIES * used)
     if _in_pieces(run, features, rows):
-        held = 8 * numbers * (SQUARES * numbers + LENGTHS * len(samples.classes))
+        squares = getattr(kind_module("transfers", run.transfer.kind), "SQUARES", SQUARES)
+        held = 8 * numbers * (squares * numbers + LENGTHS * len(samples.classes))
     needed = held + rows * BYTES_OF_A_CLASS * len(samples.classes) * used
     if needed > (left := available_memory()):
         warn(
@@ -234,11 +235,12 @@ def _streams(run: Run) -> bool:
 
 def _in_pieces(run: Run, features: FeatureStore, rows: int) -> bool:
     """Whether a head is fitted on vectors that stay on disk: many, by a kind that can, and more than their columns."""
-    if not getattr(kind_module("transfers", run.transfer.kind), "PIECES", False):
+    fewest = int(getattr(kind_module("transfers", run.transfer.kind), "PIECES", False))
+    if not fewest:
         return False
     rows *= len(features.views) if getattr(run.transfer, "views", None) == "all" else 1
     width = prod(features.shape)
-    return width < rows and 4 * width * rows > MANY_BYTES
+    return rows > max(width, fewest) and 4 * width * rows > MANY_BYTES
 
 
 def _with_network(data: TrainingData, samples: Samples, features: FeatureStore, checkpoint: Path) -> TrainingData:

@@ -51,7 +51,7 @@ def prepare(name: str, entry: Dataset) -> None:
 
     pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps of what it frees more than the tables are
     where = f"datasets.{name}"
-    images = read_images(entry.images, on_disk=DATA)
+    images = read_images(entry.images, on_disk=PREPARED if PREPARED.is_dir() else DATA)
     check_columns(images, entry, where)
     labels = make_labels(images.table, entry.label, where)
     weights, no_weight = read_weights(images.table, entry.weight, where) if entry.weight else (None, {})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,7 +52,7 @@ class Checked:
 
     def take(self, rows: NDArray[np.int64], folder: Path) -> Checked:
         """Return what some images are, which can be decoded; in files of their own in a folder's file system."""
-        columns = {name: taken(getattr(self, name), rows, folder) for name in ROW.fields or ()}
+        columns = {field: taken(getattr(self, field), rows, folder) for field in ROW.fields or ()}
         return Checked(**columns, wrong={})
 
     @cached_property
@@ -104,20 +103,21 @@ def check_images(images: Images, thumbnails: Path) -> Checked:
         return np.array(row, ROW), thumbnail(image)
 
     count = len(images)
-    columns = {name: Rows(thumbnails.parent, ROW[name].base, ROW[name].shape) for name in ROW.fields or ()}
+    columns = {field: Rows(thumbnails.parent, ROW[field].base, ROW[field].shape) for field in ROW.fields or ()}
     wrong = {}
     found = progress(in_threads(check, images.readers(range(count))), total=count, unit="image")
-    named = zip(images.table["sample"], found, strict=True)
+    some = np.zeros(min(ROWS_BETWEEN, count), ROW)
     with new_thumbnails(thumbnails) as add:
-        for first in range(0, count, ROWS_BETWEEN):
-            give_back_freed_memory()
-            some = np.zeros(min(ROWS_BETWEEN, count - first), ROW)
-            for row, (name, seen) in enumerate(islice(named, len(some))):
-                if isinstance(seen, str):
-                    wrong[first + row] = seen
-                else:
-                    some[row], jpeg = seen
-                    add(name.as_py(), jpeg)
-            for name, column in columns.items():
-                column.append(some[name])
-    return Checked(**{name: column.array() for name, column in columns.items()}, wrong=wrong)
+        for row, (name, seen) in enumerate(zip(images.table["sample"], found, strict=True)):
+            at = row % ROWS_BETWEEN
+            if isinstance(seen, str):
+                wrong[row] = seen
+            else:
+                some[at], jpeg = seen
+                add(name.as_py(), jpeg)
+            if at == ROWS_BETWEEN - 1 or row == count - 1:
+                for field, column in columns.items():
+                    column.append(some[field][: at + 1])
+                some[:] = 0
+                give_back_freed_memory()
+    return Checked(**{field: column.array() for field, column in columns.items()}, wrong=wrong)

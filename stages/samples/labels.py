@@ -58,9 +58,9 @@ class Labels:
         return self.index == number if self.several is None else self.several[:, number]
 
     @property
-    def array(self) -> NDArray[np.int64]:
+    def array(self) -> NDArray[np.int64] | NDArray[np.int8]:
         """(images,) the class of each; of several labels (images, classes), 1 for those that it has."""
-        return self.index if self.several is None else self.several.astype(np.int64)
+        return self.index if self.several is None else self.several.view(np.int8)
 
     @property
     def counts(self) -> list[int]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
     Part = NDArray[np.int8]
+    Numbers = Ints | Part
     Floats = NDArray[np.float64]
 
 SPLITTING_VERSION = 1
@@ -90,14 +91,14 @@ def first_alike(numbers: Ints) -> Ints:
 
 def _firsts(numbered: Ints) -> Ints:
     """Return the first row of each number, of rows (n,) that hold 0, 1, ... each."""
-    firsts = np.empty(int(numbered.max(initial=-1)) + 1, np.int64)
-    for start in reversed(range(0, len(numbered), ROWS_AT_ONCE)):
-        some = numbered[start : start + ROWS_AT_ONCE][::-1]
-        firsts[some] = np.arange(start, start + len(some))[::-1]  # of several the last one stays
+    firsts = np.full(int(numbered.max(initial=-1)) + 1, len(numbered))
+    for start in range(0, len(numbered), ROWS_AT_ONCE):
+        some = numbered[start : start + ROWS_AT_ONCE]
+        np.minimum.at(firsts, some, np.arange(start, start + len(some)))
     return firsts
 
 
-def make_strata(columns: Sequence[Ints], labels: Ints) -> Strata:
+def make_strata(columns: Sequence[Ints], labels: Numbers) -> Strata:
     """Combine numbered columns to strata; the labels are always among them.
 
     columns : each (samples,) of 0, 1, ...; labels : (samples,) the class of each, or (samples, classes), 1
@@ -128,7 +129,7 @@ class _Classes:
     labels : (samples,) the class of each, or (samples, classes), 1 for what it has; count : of the classes
     """
 
-    labels: Ints
+    labels: Numbers
     count: int
 
     def take(self, rows: Ints) -> _Classes:
@@ -155,7 +156,7 @@ class _Classes:
 
     def of_cells(self, cell: Ints, cells: int) -> sparse.csr_array:
         """Return how many samples of each cell have each class: sparse (cells, classes)."""
-        having = _one_hot(self.labels, self.count) if self.labels.ndim == 1 else sparse.csr_array(self.labels * 1.0)
+        having = _one_hot(self.labels, self.count) if self.labels.ndim == 1 else sparse.csr_array(self.labels)
         return sparse.csr_array(_one_hot(cell, cells).T @ having)
 
 
@@ -173,13 +174,14 @@ def _numbered(values: Ints) -> Ints:
     values = values - least if least else values
     present = np.zeros(span, np.bool_)
     present[values] = True
-    number = np.cumsum(present)
+    number: Ints = np.cumsum(present)
     number -= 1
-    numbered: Ints = number[values]
-    return numbered
+    return number[values]
 
 
-def split(units: Ints, strata: Strata, labels: Ints, classes: Sequence[str], params: Split, where: str) -> list[Part]:
+def split(
+    units: Ints, strata: Strata, labels: Numbers, classes: Sequence[str], params: Split, where: str
+) -> list[Part]:
     """Return for each repeat the part (0 train, 1 validation, 2 test) of each sample.
 
     units : (samples,) 0, 1, ...: what must stay together, from `join`.
@@ -200,7 +202,7 @@ def split(units: Ints, strata: Strata, labels: Ints, classes: Sequence[str], par
 
 
 def split_as_brought(
-    brought: Ints, units: Ints, strata: Strata, labels: Ints, classes: Sequence[str], params: Split, where: str
+    brought: Ints, units: Ints, strata: Strata, labels: Numbers, classes: Sequence[str], params: Split, where: str
 ) -> list[Part]:
     """Return the parts that the source brings; a validation part that it lacks is drawn from its training part."""
     part, having = brought.astype(np.int8), _Classes(labels, len(classes))
@@ -425,7 +427,7 @@ def _lacking(fold: Ints, having: _Classes, windows: Floats) -> NDArray[np.bool_]
     return lacking
 
 
-def check_units(units: Ints, labels: Ints, classes: Sequence[str], params: Split, where: str) -> None:
+def check_units(units: Ints, labels: Numbers, classes: Sequence[str], params: Split, where: str) -> None:
     """Raise UserError for a class that has fewer units than would do for some in every part; see `split`."""
     having = _Classes(labels, len(classes))
     share = params.test

@@ -13,13 +13,12 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from stages.cli import UserError
 from stages.files import damaged, new_file, read_json, write_json
+from stages.on_disk import Rows
 from stages.params import kind_module, kinds
 
 if TYPE_CHECKING:
@@ -29,8 +28,8 @@ if TYPE_CHECKING:
     from stages.transfers.shared.vectors import StoredVectors
 
 
-LARGE_BYTES = 256 * 2**20
-"""An array that a kind reads by slices is left on disk from this size on."""
+LARGE = 2**26
+"""An array of more numbers that a kind reads by slices is left on disk."""
 
 
 class Model(Protocol):
@@ -69,7 +68,7 @@ def write_model(folder: Path, model: Model) -> None:
 def write_arrays(folder: Path, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any] | StoredVectors]) -> None:
     """Write what a model is made of. The facts name its `kind`, by whose file it is read again.
 
-    What is read like an array is not held in memory as a whole.
+    What is read like an array is not held in memory as a whole; while it is written it takes its room on disk twice.
     """
     import numpy as np
     from safetensors.numpy import save_file
@@ -77,16 +76,15 @@ def write_arrays(folder: Path, facts: Mapping[str, Any], arrays: Mapping[str, ND
     from stages.transfers.shared.vectors import StoredVectors, pieces
 
     write_json(folder / "model.json", facts)
-    with ExitStack() as files, new_file(folder / "model.safetensors") as path:
+    with new_file(folder / "model.safetensors") as path:
 
         def at_hand(array: NDArray[Any] | StoredVectors) -> NDArray[Any]:
             if not isinstance(array, StoredVectors):
                 return np.asarray(array, order="C")
-            file = files.enter_context(TemporaryFile(dir=folder))  # without a name: it goes with the process
+            rows = Rows(folder, array.dtype, array.shape[1:])
             for _, piece in pieces(array):
-                file.write(piece.data)
-            file.flush()
-            return np.memmap(file, array.dtype, "r", shape=array.shape)
+                rows.append(piece)
+            return rows.array()
 
         save_file({name: at_hand(array) for name, array in arrays.items()}, path)
 
@@ -134,5 +132,5 @@ def _arrays(path: Path, large: Collection[str]) -> Iterator[tuple[str, NDArray[A
     with safe_open(path, framework="numpy") as file:
         for name in file.keys():  # noqa: SIM118 - it is no mapping
             stored = OnDisk(file.get_slice(name))
-            stays = name.rpartition(".")[2] in large and 4 * math.prod(stored.shape) > LARGE_BYTES
+            stays = name.rpartition(".")[2] in large and math.prod(stored.shape) > LARGE
             yield name, cast("NDArray[Any]", stored) if stays else file.get_tensor(name)

@@ -9,7 +9,9 @@ A kind's file holds
     load      (facts, arrays) -> model: the same model from what it has saved
     problem   where needed: (params, features, dataset) -> why these entries of params.yaml do not go together, or None
     STREAMS   True where `fit` reads activations batch by batch while it trains
-    PIECES    True where `fit` reads them piece by piece if they are many; else they are all in memory
+    PIECES    True where `fit` reads them piece by piece if they are many, or the rows above which it does; else they
+              are all in memory
+    SQUARES   where needed: how many matrices (D, D) it holds then, of D features, where it is fewer than others do
     LARGE     where needed: names of arrays of the model that `load` can be given as they lie on disk, read by slices
 
 A model is what `stages.store.models.Model` says. A kind's file imports no large library before `fit` is called.

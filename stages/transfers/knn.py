@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FAMILY = "feature"
 VERSION = 1
-PIECES = True
+PIECES, SQUARES = True, 0
 LARGE = ("stored",)
 _COSINES_AT_ONCE, _NUMBERS_AT_ONCE = 2**24, 2**24
 """So many are compared at a time (some 400 MB), and of what is stored read, to keep memory flat with many samples."""

@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from stages.cli import warn
 from stages.params import OneOrMany
 from stages.transfers.shared.platt import folds, platt
-from stages.transfers.shared.search import curvature, gradient_of, scores_of, search
+from stages.transfers.shared.search import curvature, gradient_of, scores_of, search, tell_short
 from stages.transfers.shared.shallow import (
     Linear,
     ShallowModel,
@@ -43,11 +42,11 @@ if TYPE_CHECKING:
 
 FAMILY = "feature"
 VERSION = 1
-PIECES = True
+PIECES = MOST_ROWS
 ROUNDED = (1.0, 0.1, 0.03)
 """How far from its corner the hinge is rounded, in one search after the other; a loss is too high by 0.0075 at most."""
-NEAR = 1e-4
-"""How long the gradient may still be, see search.py: the last rounding changes more."""
+NEAR, LEAST_LOSS = 1e-4, 1e-6
+"""How long the gradient may still be, see search.py, in the loss at which a search begins, but for the smallest."""
 MOST_SEARCHED, MOST_MARGINS = 2**20, 2**23
 """So many weights are searched for at a time (some 400 MB), and margins of a piece taken: of many classes some only."""
 
@@ -94,12 +93,12 @@ def _many_rows(features: StoredVectors, rows: Rows, costs: Sequence[float], seed
     searched = [_Machines(singles, rows, left_out, len(parts) + 1, own).search(costs) for own in some]
     found = np.concatenate(searched, axis=3)
     found = opposite(found) if len(free) == 1 else found
-    margins = np.empty((len(costs), len(rows.labels), len(rows.classes)))
-    for number, part in enumerate(parts, 1):
-        margins[:, part] = linear_scores(features, part, [(own[number, :-1], own[number, -1]) for own in found])
     heads = []
-    for own, of_rows in zip(found, margins, strict=True):
-        factor, shift = platt(of_rows, rows.labels, rows.weights)
+    for own in found:
+        margins = np.empty((len(rows.labels), len(rows.classes)))
+        for number, part in enumerate(parts, 1):
+            margins[part] = linear_scores(features, part, [(own[number, :-1], own[number, -1])])[0]
+        factor, shift = platt(margins, rows.labels, rows.weights)
         heads.append(Linear(factor * own[0, :-1], factor * own[0, -1] + shift))
     return heads
 
@@ -156,11 +155,13 @@ class _Machines:
         at = np.zeros((self.features.shape[1] + 1, self.count * len(self.classes)))
         found: dict[float, Floats] = {}
         for cost in sorted(costs):
-            penalty = 1 / (cost * float(self.rows.weights.sum()))
+            penalty, there = 1 / (cost * float(self.rows.weights.sum())), True
             for rounded in ROUNDED:
-                bends = self.curvature(rounded, at)
-                at, reached = search(partial(self.loss, rounded), bends, penalty, at, NEAR)
-            if not reached:
-                warn(f"a machine with C {cost:g} stopped short of its optimum; a smaller C is easier to fit")
+                loss, bends = partial(self.loss, rounded), self.curvature(rounded, at)
+                # Of classes that lie far apart the loss is small, and so are its slopes.
+                at, reached = search(loss, bends, penalty, at, NEAR, scale=max(loss(at)[0], LEAST_LOSS))
+                there &= reached
+            if not there:
+                tell_short("a machine", cost)
             found[cost] = at.reshape(len(at), self.count, -1).swapaxes(0, 1)
         return np.stack([found[cost] for cost in costs])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FAMILY = "none"
 VERSION = 1
-PIECES = True  # none of which it reads
+PIECES, SQUARES = True, 0  # it reads none
 
 
 class Params(Transfer):

@@ -23,11 +23,11 @@ import numpy as np
 from stages.cli import guard
 from stages.params import kind_module
 from stages.store.activations import RowWriter, read_features, write_checksums
-from stages.store.models import write_model
+from stages.store.models import read_model, write_model
 from stages.transfers import Part, TrainingData
 
 COUNTS = (100_000, 400_000)
-CLASSES, WIDTH = 10, 1280
+CLASSES, WIDTH, PREDICTED = 10, 1280, 10_000
 KINDS: dict[str, dict[str, Any]] = {
     "logistic": {"C": [0.001]},
     "lda": {"shrinkage": ["auto"]},
@@ -83,15 +83,19 @@ def fit(kind: str, folder: Path) -> None:
     model = module.fit(module.Params(kind=kind, **KINDS[kind]), data, 0)
     write_model(folder / kind, model)
     seconds = time.perf_counter() - began
+    model, began = read_model(folder / kind), time.perf_counter()
+    for some in np.array_split(rows[:PREDICTED], 10):
+        model.predict_proba(store.read(some))
+    predicting = time.perf_counter() - began
     done.set()
-    print(json.dumps([seconds, peak]))
+    print(json.dumps([seconds, predicting, peak]))
 
 
 def measured(kind: str, folder: Path) -> str:
-    """Return two cells of the table."""
+    """Return three cells of the table."""
     command = [sys.executable, "-m", "tests.benchmarks.heads", kind, str(folder)]
-    seconds, peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return f"{seconds:.0f} s | {peak / 2**20:,.0f} MiB"
+    seconds, predicting, peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return f"{seconds:.0f} s | {predicting:.1f} s | {peak / 2**20:,.0f} MiB"
 
 
 def main() -> None:
@@ -103,8 +107,8 @@ def main() -> None:
         folders = {count: Path(there) / str(count) for count in COUNTS}
         for count, folder in folders.items():
             write_rows(folder, count)
-        print("| kind |" + "".join(f" {count:,} rows | memory |" for count in COUNTS))
-        print("|---|" + "---|---|" * len(COUNTS))
+        print("| kind |" + "".join(f" {count:,} rows | {PREDICTED:,} predicted | memory |" for count in COUNTS))
+        print("|---|" + "---|---|---|" * len(COUNTS))
         for kind in KINDS:
             print(f"| `{kind}` | {' | '.join(measured(kind, folder) for folder in folders.values())} |", flush=True)
 

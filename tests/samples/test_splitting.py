@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import tracemalloc
 from collections import Counter
+from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ from numpy.typing import NDArray
 
 from stages.cli import UserError
 from stages.params import Split
-from stages.samples.splitting import TEST, TRAIN, VALIDATION, join, make_strata, split, split_as_brought
+from stages.samples import splitting
+from stages.samples.splitting import TEST, TRAIN, VALIDATION, first_alike, join, make_strata, split, split_as_brought
 from stages.sources.elpv import infer_modules
 
 Ints = NDArray[np.int64]
@@ -182,6 +186,44 @@ def test_groups_that_an_image_joins_are_one_unit() -> None:
     groups = np.array([8, 8, 2, 2, 3, -1, -1, 4])
     pixels = np.array([1, 2, 2, 3, 4, 5, 5, 6])  # two groups have a picture in common
     assert join(groups, pixels).tolist() == [0, 0, 0, 0, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_units_are_the_connected_parts_whatever_the_numbers(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splitting, "ROWS_AT_ONCE", 7)
+    chance = np.random.default_rng(seed)
+    count = int(chance.integers(1, 60))
+    keys = [chance.integers(-1, int(chance.integers(1, 60)), count) for _ in range(int(chance.integers(1, 4)))]
+    keys[-1] = keys[-1] * int(chance.integers(1, 10**12))  # far apart: those below 0 stay so
+    unit = list(range(count))
+    for key in keys:
+        for one, other in combinations(range(count), 2):
+            if key[one] == key[other] >= 0 and unit[one] != unit[other]:
+                low, high = sorted((unit[one], unit[other]))
+                unit = [low if number == high else number for number in unit]
+    in_order = {number: at for at, number in enumerate(dict.fromkeys(unit))}
+    assert join(*keys).tolist() == [in_order[number] for number in unit]
+    assert first_alike(keys[-1]).tolist() == [keys[-1].tolist().index(number) for number in keys[-1]]
+
+
+def test_a_split_of_many_samples_takes_little_memory_of_each() -> None:
+    """A few numbers of eight bytes: tables of samples by units, cells and classes took half as much again to twice."""
+    count = 200_000
+    chance = np.random.default_rng(0)
+    labels, kind, pictures = chance.integers(0, 10, count), chance.integers(0, 5, count), np.arange(count)
+
+    def peak(call: Callable[[], Any], most: int) -> Any:
+        tracemalloc.start()
+        try:
+            result = call()
+            assert tracemalloc.get_traced_memory()[1] / count < most
+            return result
+        finally:
+            tracemalloc.stop()
+
+    units = peak(lambda: join(pictures, pictures), 60)
+    strata = peak(lambda: make_strata((kind,), labels), 40)
+    peak(lambda: split(units, strata, labels, [str(c) for c in range(10)], Split(test=0.25), "datasets.many"), 100)
 
 
 def test_images_without_group_join_nothing() -> None:

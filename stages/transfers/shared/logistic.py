@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.cli import warn
-from stages.transfers.shared.search import MOST_STEPS, curvature, gradient_of, scores_of, search
+from stages.transfers.shared.search import MOST_STEPS, curvature, gradient_of, scores_of, search, tell_short
 from stages.transfers.shared.shallow import Linear, coordinates, free_columns, opposite, softmax
 from stages.transfers.shared.vectors import StoredVectors, pieces, total
 
@@ -47,14 +46,10 @@ def fit_logistic(
             warnings.simplefilter("always", ConvergenceWarning)
             model.set_params(C=cost).fit(features, rows.labels, rows.weights)
         if most != steps and any(issubclass(w.category, ConvergenceWarning) for w in caught):
-            _tell_short(cost)
+            tell_short("logistic regression", cost)
         weight, bias = model.coef_.T.astype(np.float64), model.intercept_.astype(np.float64)
         fitted[cost] = (opposite(weight), opposite(bias)) if len(rows.classes) == 2 else (weight, bias)
     return [fitted[cost] for cost in costs]
-
-
-def _tell_short(cost: float) -> None:
-    warn(f"logistic regression with C {cost:g} stopped short of its optimum; a smaller C is easier to fit")
 
 
 def _fit_stored(features: StoredVectors, rows: Rows, costs: Sequence[float]) -> list[tuple[Floats, Floats]]:
@@ -64,7 +59,7 @@ def _fit_stored(features: StoredVectors, rows: Rows, costs: Sequence[float]) -> 
     for cost in sorted(costs):
         at, reached = search(partial(_loss, features, rows), _curvature(features, rows, at), 1 / (cost * size), at)
         if not reached:
-            _tell_short(cost)
+            tell_short("logistic regression", cost)
         fitted[cost] = (opposite(at[:-1]), opposite(at[-1])) if columns == 1 else (at[:-1], at[-1])
     return [fitted[cost] for cost in costs]
 

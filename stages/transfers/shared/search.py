@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stages.cli import warn
 from stages.transfers.shared.vectors import StoredVectors, pieces, total
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ MOST_COLUMNS = 8192
 NEAR = 1e-5
 """How long the gradient by v may still be, for a mean loss, where nothing else is said: about how far v then is off."""
 LEAST_BEND = 1e-4
+FAR = 1000
+"""How many times that the gradient may be, from where on a search is said to have stopped short."""
 _KEPT = 20  # changes of v and of the gradient that L-BFGS remembers
 
 
@@ -59,12 +62,17 @@ def curvature(features: StoredVectors, weights: Floats, bend: Callable[[Any, Sin
 
 
 def search(
-    loss: Callable[[Floats], tuple[float, Floats]], curvature: Floats, penalty: float, at: Floats, near: float = NEAR
+    loss: Callable[[Floats], tuple[float, Floats]],
+    curvature: Floats,
+    penalty: float,
+    at: Floats,
+    near: float = NEAR,
+    scale: float = 1.0,
 ) -> tuple[Floats, bool]:
-    """Return the weights and bias (D + 1, columns) at which loss + penalty |w|^2 / 2 is least, and whether it is.
+    """Return weights and bias (D + 1, columns) at which loss + penalty |w|^2 / 2 is least, and whether it nearly is.
 
     loss : gives the mean loss at some weights, and its gradient by them; curvature : of it, see there
-    at : where the search begins; near : how long the gradient by v may still be
+    at : where the search begins; near : how long the gradient by v may still be, for a loss of `scale`
     """
     from scipy.optimize import minimize
 
@@ -75,11 +83,20 @@ def search(
         at = even.back(searched.reshape(-1, columns))
         found, by_weights = loss(at)
         penalised = penalties[:, None] * at
-        return found + float((penalised * at).sum()) / 2, even.slope(by_weights + penalised).ravel()
+        penalised_loss = found + float((penalised * at).sum()) / 2
+        return penalised_loss / scale, even.slope(by_weights + penalised).ravel() / scale
 
     limits = {"maxiter": MOST_STEPS, "maxcor": _KEPT, "gtol": near, "ftol": 1e-9}
     result = minimize(of, even.there(at).ravel(), jac=True, method="L-BFGS-B", options=limits)
-    return even.back(result.x.reshape(-1, columns)), bool(result.nit < MOST_STEPS)
+    # Rounding may end it sooner, where the sum over so many rows no longer falls.
+    there = result.nit < MOST_STEPS and np.abs(result.jac).max() <= FAR * near
+    return even.back(result.x.reshape(-1, columns)), bool(there)
+
+
+def tell_short(what: str, cost: float) -> None:
+    """Say of what was searched for, and its C, that it was not reached."""
+    advice = "a smaller C, or normalize: standard, is easier to fit"
+    warn(f"{what} with C {cost:g} stopped short of its optimum; {advice}")
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ Katakis, International Journal of Data Warehousing and Mining 3, 2007.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stages.cli import UserError
-from stages.params import suggest
+from stages.params import kind_module, suggest
 from stages.transfers import Part, TrainingData
 
 if TYPE_CHECKING:
@@ -58,7 +58,13 @@ class EachLabel:
         from stages.store.models import write_arrays
 
         named = (model.arrays for model in self.models)  # type: ignore[attr-defined]
-        arrays = {f"{at}.{name}": array for at, own in enumerate(named) for name, array in own.items()}
+        of_all = _of_all(self.facts)
+        arrays = {
+            f"{at}.{name}": array
+            for at, own in enumerate(named)
+            for name, array in own.items()
+            if at == 0 or name not in of_all
+        }
         write_arrays(folder, self.facts, arrays)
 
 
@@ -73,11 +79,18 @@ def fit_each(fit: Callable[..., Any], params: Transfer, data: TrainingData, seed
 
 def load_each(load: Load, facts: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> EachLabel:
     """Make the model again from what it has saved; load : of the kind of the labels' models."""
-    own: list[dict[str, NDArray[Any]]] = [{} for _ in facts["each"]]
+    of_all = {name: arrays[f"0.{name}"] for name in _of_all(facts)}
+    own: list[dict[str, NDArray[Any]]] = [dict(of_all) for _ in facts["each"]]
     for name, array in arrays.items():
         at, _, rest = name.partition(".")
         own[int(at)][rest] = array
     return EachLabel(facts, [load(f, a) for f, a in zip(facts["each"], own, strict=True)])
+
+
+def _of_all(facts: Mapping[str, Any]) -> Collection[str]:
+    """Return the names of arrays that are the same for all labels: those of the rows themselves."""
+    names: Collection[str] = getattr(kind_module("transfers", facts["kind"]), "LARGE", ())
+    return names
 
 
 def of_label(params: Transfer, data: TrainingData, at: int) -> tuple[Transfer, TrainingData]:

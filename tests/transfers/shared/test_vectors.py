@@ -15,7 +15,7 @@ from stages.params import kind_module, kinds
 from stages.store import models
 from stages.store.activations import read_features, write_features
 from stages.store.models import OnDisk, read_model, write_model
-from stages.transfers import Part, TrainingData, knn
+from stages.transfers import Part, TrainingData, knn, linear_svm
 from stages.transfers.shared import search, shallow, vectors
 from stages.transfers.shared.vectors import StoredVectors, pieces
 from tests.transfers.made_up import fit, make_data
@@ -76,9 +76,10 @@ def test_every_kind_that_reads_in_pieces_is_tried() -> None:
 @pytest.mark.parametrize("views", ["mean", "identity", "all"])
 @pytest.mark.parametrize("kind", READING)
 def test_stored_vectors_give_the_head_that_an_array_gives(
-    kind: str, views: str, three_classes: Data, tmp_path: Path
+    kind: str, views: str, three_classes: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, test = three_classes
+    monkeypatch.setattr(linear_svm, "MOST_ROWS", 10)
     expected, found = (fit(kind, own, views=views, **KEYS[kind]) for own in (data, stored(data, tmp_path)))
     assert found.chosen == expected.chosen
     probabilities = expected.predict_proba(test.activations)
@@ -213,7 +214,7 @@ def test_neighbours_that_stay_on_disk_are_those_of_an_array(
     assert one == other
     assert {path.name for path in written[1].iterdir()} == {"model.json", "model.safetensors"}
     expected = read_model(written[0]).predict_proba(test.activations)
-    monkeypatch.setattr(models, "LARGE_BYTES", 0)
+    monkeypatch.setattr(models, "LARGE", 0)
     monkeypatch.setattr(knn, "_NUMBERS_AT_ONCE", 11 * 64)  # eleven rows
     found: Any = read_model(written[1])
     assert isinstance(found.head.stored, OnDisk)
@@ -244,7 +245,7 @@ def test_neighbours_are_written_and_read_without_all_of_them_in_memory(
     data = stored(TrainingData(["a", "b"], whole, few), tmp_path)
     model = fit("knn", data, k=5, refit=False)
     monkeypatch.setattr(vectors, "PIECE_BYTES", 100 * width * 8)
-    monkeypatch.setattr(models, "LARGE_BYTES", 2**20)
+    monkeypatch.setattr(models, "LARGE", 2**18)
     monkeypatch.setattr(knn, "_NUMBERS_AT_ONCE", 100 * width)
     tracemalloc.start()
     try:
