@@ -45,8 +45,8 @@ VERSION = 1
 PIECES = MOST_ROWS
 ROUNDED = (1.0, 0.1, 0.03)
 """How far from its corner the hinge is rounded, in one search after the other; a loss is too high by 0.0075 at most."""
-NEAR, LEAST_LOSS = 1e-4, 1e-6
-"""How long the gradient may still be, see search.py, in the loss at which a search begins, but for the smallest."""
+NEAR = 1e-4
+"""How long the gradient may still be, see search.py."""
 MOST_SEARCHED, MOST_MARGINS = 2**20, 2**23
 """So many weights are searched for at a time (some 400 MB), and margins of a piece taken: of many classes some only."""
 
@@ -159,7 +159,7 @@ class _Machines:
             for rounded in ROUNDED:
                 loss, bends = partial(self.loss, rounded), self.curvature(rounded, at)
                 # Of classes that lie far apart the loss is small, and so are its slopes.
-                at, reached = search(loss, bends, penalty, at, NEAR, scale=max(loss(at)[0], LEAST_LOSS))
+                at, reached = search(loss, bends, penalty, at, NEAR, relative=True)
                 there &= reached
             if not there:
                 tell_short("a machine", cost)

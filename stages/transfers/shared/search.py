@@ -67,12 +67,13 @@ def search(
     penalty: float,
     at: Floats,
     near: float = NEAR,
-    scale: float = 1.0,
+    relative: bool = False,
 ) -> tuple[Floats, bool]:
     """Return weights and bias (D + 1, columns) at which loss + penalty |w|^2 / 2 is least, and whether it nearly is.
 
     loss : gives the mean loss at some weights, and its gradient by them; curvature : of it, see there
-    at : where the search begins; near : how long the gradient by v may still be, for a loss of `scale`
+    at : where the search begins; near : how long the gradient by v may still be
+    relative : whether in what the penalised loss is where the search begins; else in what it is measured in
     """
     from scipy.optimize import minimize
 
@@ -83,11 +84,12 @@ def search(
         at = even.back(searched.reshape(-1, columns))
         found, by_weights = loss(at)
         penalised = penalties[:, None] * at
-        penalised_loss = found + float((penalised * at).sum()) / 2
-        return penalised_loss / scale, even.slope(by_weights + penalised).ravel() / scale
+        return (found + float((penalised * at).sum()) / 2) / scale, even.slope(by_weights + penalised).ravel() / scale
 
+    start, scale = even.there(at).ravel(), 1.0
+    scale = of(start)[0] if relative else scale
     limits = {"maxiter": MOST_STEPS, "maxcor": _KEPT, "gtol": near, "ftol": 1e-9}
-    result = minimize(of, even.there(at).ravel(), jac=True, method="L-BFGS-B", options=limits)
+    result = minimize(of, start, jac=True, method="L-BFGS-B", options=limits)
     # Rounding may end it sooner, where the sum over so many rows no longer falls.
     there = result.nit < MOST_STEPS and np.abs(result.jac).max() <= FAR * near
     return even.back(result.x.reshape(-1, columns)), bool(there)
