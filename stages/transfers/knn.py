@@ -10,7 +10,7 @@ the k places, which no weight of a vote can imitate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -62,7 +62,17 @@ class Neighbours(Head):
 
     def logits(self, features: Singles) -> Floats:
         """Return the logarithm of each class's votes (n, classes)."""
-        near, nearest = self._neighbours(unit_length(features))
+        return next(self.logits_of([self], features))
+
+    @classmethod
+    def logits_of(cls, heads: Sequence[Neighbours], features: Singles) -> Iterator[Floats]:
+        """Yield the logits of several that store the same samples: the nearest of all are those of the largest k."""
+        near, nearest = max(heads, key=lambda head: int(head.k))._neighbours(unit_length(features))
+        for head in heads:
+            k = int(head.k)
+            yield head._logits(near[:, :k], nearest[:, :k])
+
+    def _logits(self, near: Floats, nearest: Indices) -> Floats:
         votes = np.exp((near - near[:, :1]) / self.temperature) if self.temperature > 0 else np.ones_like(near)
         own = self.labels[nearest]
         total = np.stack([(votes * (own == c)).sum(axis=1) for c in range(len(self.share))], axis=1)

@@ -27,7 +27,7 @@ from stages.transfers.shared.shallow import (
     facts_of,
     grid,
     prepare,
-    validation_loss,
+    validation_losses,
 )
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _course(
     history: list[dict[str, float]] = []
     lowest, since = np.inf, 0
     for head, training_loss in _epochs(params, rows, setting, params.epochs, seed):
-        loss = validation_loss(params, normalization, head, data)
+        (loss,) = validation_losses(params, normalization, [head], data)
         if not np.isfinite(training_loss + loss):
             rate = setting["learning_rate"]
             raise UserError(f"the loss is no longer finite in epoch {len(history) + 1}: lower learning_rate {rate:g}")

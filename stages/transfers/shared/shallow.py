@@ -16,7 +16,7 @@ in statistics, in losses, in calibration and in the choice.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
@@ -97,6 +97,11 @@ class Head:
         """Return (n, classes) for normalised features (n, D)."""
         raise NotImplementedError
 
+    @classmethod
+    def logits_of(cls, heads: Sequence[Any], features: Singles) -> Iterator[Floats]:
+        """Yield the logits of heads that were fitted together: a kind may find once what they have in common."""
+        return (head.logits(features) for head in heads)
+
     @property
     def trained_parameters(self) -> int:
         """How many numbers the training has set."""
@@ -149,7 +154,7 @@ def fit_shallow(
     chosen, choices = 0, []
     if len(settings) > 1 or not params.refit:
         normalization, heads, rows = fit([data.training], settings)
-        losses = [validation_loss(params, normalization, head, data) for head in heads]
+        losses = validation_losses(params, normalization, heads, data)
         choices = [{**s, "validation_log_loss": loss} for s, loss in zip(settings, losses, strict=True)]
         chosen = int(np.argmin(losses))
         head = heads[chosen]
@@ -173,12 +178,35 @@ def facts_of(params: ShallowParams, classes: list[str], chosen: Setting, choices
     }
 
 
-def validation_loss(params: ShallowParams, normalization: Normalization, head: Head, data: TrainingData) -> float:
-    """Return the mean log loss of a head on the validation part, in nats; classes weigh as they do in training."""
-    model, labels = ShallowModel({"views": params.views}, normalization, head), data.validation.labels
-    found = [model.predict_proba(some) for some in some_images(data.validation.activations)]
+def validation_losses(
+    params: ShallowParams, normalization: Normalization, heads: Sequence[Head], data: TrainingData
+) -> list[float]:
+    """Return the mean log loss of each head on the validation part, in nats; classes weigh as they do in training."""
+    labels = data.validation.labels
+    lost, first = np.empty((len(heads), len(labels))), 0
+    for some in some_images(data.validation.activations):
+        for each in predicted(normalization, heads, params.views, some):
+            rows = slice(first, first + len(each[0]))
+            lost[:, rows] = [log_losses(probabilities, labels[rows]) for probabilities in each]
+            first = rows.stop
     weights = class_weights(getattr(params, "class_weight", "none"), [data.training], data.classes)[labels]
-    return log_loss(np.concatenate(found), labels, weights * counts([data.validation]))
+    return [float(np.average(own, weights=weights * counts([data.validation]))) for own in lost]
+
+
+def predicted(
+    normalization: Normalization, heads: Sequence[Head], views: str, activations: Singles
+) -> Iterator[list[Floats]]:
+    """Yield of some images at a time the probabilities (k, classes) by each of some heads of one kind.
+
+    activations : (n, views, *shape); of no images one piece is yielded, without rows
+    """
+    vectors = choose_views(activations, views)
+    count, used, width = vectors.shape
+    step = max(1, ROWS_AT_ONCE // used)
+    for first in range(0, max(count, 1), step):
+        rows = normalization(vectors[first : first + step].reshape(-1, width))
+        of_heads = (softmax(logits) for logits in type(heads[0]).logits_of(heads, rows))
+        yield [found.reshape(-1, used, found.shape[1]).mean(axis=1) for found in of_heads]
 
 
 def grid(params: Transfer) -> list[Setting]:
@@ -343,17 +371,8 @@ class ShallowModel:
 
     def predict_proba(self, activations: Singles) -> Floats:
         """Return the probabilities (n, classes) for activations (n, views, *shape)."""
-        vectors = choose_views(activations, self.facts["views"])
-        count, views, width = vectors.shape
-        step = max(1, ROWS_AT_ONCE // views)
-        found = np.concatenate(
-            [
-                softmax(self.head.logits(self.normalization(vectors[i : i + step].reshape(-1, width))))
-                for i in range(0, max(count, 1), step)
-            ]
-        )
-        probabilities: Floats = found.reshape(count, views, found.shape[1]).mean(axis=1)
-        return probabilities
+        some = predicted(self.normalization, [self.head], self.facts["views"], activations)
+        return np.concatenate([probabilities for (probabilities,) in some])
 
     def save(self, folder: Path) -> None:
         """Write the model into a folder."""
@@ -377,16 +396,20 @@ def sigmoid(logits: Floats) -> Floats:
 
 
 def log_loss(probabilities: Floats, labels: Indices, weights: Floats) -> float:
-    """Return the weighted mean of the log loss in nats; a probability of zero counts as the least positive number.
+    """Return the weighted mean of the log loss in nats, see `log_losses`."""
+    return float(np.average(log_losses(probabilities, labels), weights=weights))
+
+
+def log_losses(probabilities: Floats, labels: Indices) -> Floats:
+    """Return the log loss of each row (n,) in nats; a probability of zero counts as the least positive number.
 
     labels : (n,) as indices; or (n, labels) of 0 and 1, of which an image's loss is the mean
     """
+    tiny = np.finfo(np.float64).tiny
     if labels.ndim == 2:
-        own = np.where(labels > 0, probabilities, 1 - probabilities)
-        lost = -np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean(axis=1)
-        return float(np.average(lost, weights=weights))
-    own = probabilities[np.arange(len(labels)), labels]
-    return float(np.average(-np.log(np.maximum(own, np.finfo(np.float64).tiny)), weights=weights))
+        lost: Floats = -np.log(np.maximum(np.where(labels > 0, probabilities, 1 - probabilities), tiny)).mean(axis=1)
+        return lost
+    return -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], tiny))
 
 
 def free_columns(classes: int) -> int:
