@@ -167,6 +167,28 @@ def test_many_rows_stay_on_disk_and_are_not_told_of(
         finetune("probe", make_run(keys={"C": 0.01}, repeats=1))
 
 
+def test_a_kind_may_hold_as_many_rows_as_it_says_and_one_may_hold_no_matrix_of_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(*_: Any) -> None:
+        raise AssertionError("all rows were read at once")
+
+    machine, neighbours = (make_run(kind=kind, repeats=1) for kind in ("linear_svm", "knn"))
+    monkeypatch.setattr("stages.finetune.MANY_BYTES", 0)
+    monkeypatch.setattr("stages.finetune.check_finite", read)
+    monkeypatch.setattr("stages.transfers.linear_svm.PIECES", 60)  # the rows of training and validation
+    with pytest.raises(AssertionError, match="at once"):
+        finetune("svm", machine)
+    monkeypatch.setattr("stages.transfers.linear_svm.PIECES", 59)
+    finetune("svm", machine)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("stages.finetune.available_memory", lambda: 8 * WIDTH * 90 * 2 + 60 * 50 * 2)
+    finetune("knn", neighbours)
+    assert capsys.readouterr().err == ""
+    finetune("svm", machine)
+    assert "runs.svm: 60 images of 2 x 12 numbers may take" in capsys.readouterr().err
+
+
 def test_of_many_rows_the_views_that_are_used_are_read_and_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     activations = make_activations()
     activations[:, 1] = np.nan
