@@ -181,17 +181,18 @@ def _make_several(source: pa.Table, label: Label, place: str) -> Labels:
     """Make labels of which an image may have several; an image of which the source tells nothing has the index -1."""
     wrong = {}
     if label.separator is not None:
-        cells = [_parts(value, label.separator) for value in source[label.columns[0]].to_pylist()]
-        classes = sorted({name for cell in cells for name in cell})
-        several = np.array([[name in cell for name in classes] for cell in cells], np.bool_).reshape(len(cells), -1)
-        known = np.array([bool(cell) for cell in cells], np.bool_)
+        texts, cell = _distinct(source[label.columns[0]])
+        held = [{part.strip() for part in (text or "").split(label.separator)} - {""} for text in texts]
+        classes = sorted({name for own in held for name in own})
+        of_texts = np.array([[name in own for name in classes] for own in held], np.bool_)
+        several = of_texts.reshape(len(held), -1)[cell]
+        known = several.any(axis=1)
     else:
         classes = sorted(label.columns)
         read = [_yes_or_no(source[name], name, label.thresholds, place) for name in classes]
-        columns = [answers for answers, _ in read]
+        answers = np.stack([own for own, _ in read], axis=1)
         wrong = {row: f"unknown label: {why}" for _, none in reversed(read) for row, why in none.items()}
-        several = np.array([[value is True for value in column] for column in columns], np.bool_).T
-        known = np.array([any(value is not None for value in row) for row in zip(*columns, strict=True)], np.bool_)
+        several, known = answers == 1, np.asarray((answers >= 0).any(axis=1))
         known[list(wrong)] = False
     if len(classes) < 2:
         raise UserError(f"{place}: the column {label.columns[0]} makes {len(classes)} labels; it takes two")
@@ -203,9 +204,16 @@ def _make_several(source: pa.Table, label: Label, place: str) -> Labels:
     return Labels(classes, np.where(known, sets, -1), several=several, wrong=wrong)
 
 
-def _parts(cell: Any, separator: str) -> set[str]:
-    """Return the labels in a cell; none where it is empty."""
-    return set() if _is_absent(cell) else {part.strip() for part in str(cell).split(separator)} - {""}
+def _distinct(column: pa.ChunkedArray) -> tuple[list[str | None], NDArray[np.int64]]:
+    """Return the different texts of cells, None where they are empty, and the number of each cell's."""
+    numbers: dict[str | None, int] = {}
+    cell = np.empty(len(column), np.int64)
+    row = 0
+    for chunk in column.chunks:  # an object for each of a million cells is much memory
+        for value in chunk.to_pylist():
+            cell[row] = numbers.setdefault(None if _is_absent(value) else str(value), len(numbers))
+            row += 1
+    return list(numbers), cell
 
 
 ANSWERS = {1: True, 0: False, "1": True, "0": False, "true": True, "false": False, "yes": True, "no": False}
@@ -215,14 +223,14 @@ NO_THRESHOLD = "; leave the threshold out, or name a column of numbers"
 
 def _yes_or_no(
     column: pa.ChunkedArray, name: str, thresholds: Sequence[float], place: str
-) -> tuple[list[bool | None], dict[int, str]]:
-    """Return of each image whether it has a label, None where the source does not tell; and of rows that say else, why.
+) -> tuple[NDArray[np.int8], dict[int, str]]:
+    """Return of each image whether it has a label, 1 or 0, -1 where nothing tells; and of rows that say else, why.
 
     Raises UserError when all that say something say something else.
     """
     if thresholds:
         numbers, wrong = _numbers(column, f"{place}.threshold", name, "no number", lambda _: True, NO_THRESHOLD)
-        return [None if math.isnan(number) else number >= thresholds[0] for number in numbers.tolist()], wrong
+        return np.where(np.isnan(numbers), -1, numbers >= thresholds[0]).astype(np.int8), wrong
     cells = [None if _is_absent(cell) else cell for cell in column.to_pylist()]
     found = [ANSWERS.get(cell.strip().lower() if isinstance(cell, str) else cell) for cell in cells]
     wrong = {
@@ -233,7 +241,7 @@ def _yes_or_no(
     if wrong and all(answer is None for answer in found):
         hint = "; name a threshold from which on an image has it" if isinstance(cells[min(wrong)], int | float) else ""
         raise UserError(f"{place}: {wrong[min(wrong)]}{hint}")
-    return found, wrong
+    return np.array([-1 if answer is None else answer for answer in found], np.int8), wrong
 
 
 def _is_absent(value: Any) -> bool:
