@@ -137,18 +137,19 @@ class _Machines:
 
     def curvature(self, rounded: float, at: Floats) -> Floats:
         """Return how the mean loss curves at some weights, on average over the columns of the machine of all rows."""
+        first = at[:, : len(self.classes)]
 
         def bend(own: Any, piece: Singles) -> Floats:
-            _, lacking = self._lacking(own, piece, at)
+            _, lacking = self._lacking(own, piece, first)
             round_here: Floats = (np.abs(lacking[:, 0]) <= rounded).mean(axis=1)
             return round_here / (2 * rounded)
 
         return curvature(self.features, self.rows.weights, bend)
 
     def _lacking(self, own: Any, piece: Singles, at: Floats) -> tuple[Floats, Floats]:
-        """Return y, 1 or -1 (k, 1, columns), and by how much the margin of k rows is below 1 (k, count, columns)."""
+        """Return y, 1 or -1 (k, 1, columns), and by how much the margin of k rows is below 1 (k, machines, columns)."""
         targets = np.where(self.rows.labels[own, None, None] == self.classes, 1.0, -1.0)
-        return targets, 1 - targets * scores_of(piece, at).reshape(len(piece), self.count, -1)
+        return targets, 1 - targets * scores_of(piece, at).reshape(len(piece), -1, len(self.classes))
 
     def search(self, costs: Sequence[float]) -> Floats:
         """Return weights and, below them, the bias (costs, count, D + 1, columns) for each C."""
